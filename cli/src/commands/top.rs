@@ -96,6 +96,24 @@ struct Row {
     overload: Option<Overload>,
 }
 
+/// What is told to scripts: the table, and who is missing from it.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Told<'a> {
+    Row(&'a Row),
+    /// A proxy that has not answered: the other rows say nothing of what it has seen.
+    Silent {
+        kind: &'static str,
+        proxy: &'a str,
+        answered: bool,
+    },
+}
+
+fn told<'a>(rows: &'a [Row], now: &'a Top) -> Vec<Told<'a>> {
+    let silent = now.silent.iter().map(|proxy| Told::Silent { kind: "Proxy", proxy, answered: false });
+    rows.iter().map(Told::Row).chain(silent).collect()
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     if arguments.interval < Duration::from_millis(100) {
         output::note("error: --interval: at least 100ms");
@@ -130,10 +148,12 @@ async fn ask(client: &Client) -> Result<Top, Box<dyn std::error::Error>> {
 
 fn show(arguments: &Arguments, rows: &[Row], now: &Top) -> Result<(), Box<dyn std::error::Error>> {
     match arguments.output {
-        Format::Json => return Ok(output::print(&format!("{}\n", serde_json::to_string(rows)?))?),
+        Format::Json => {
+            return Ok(output::print(&format!("{}\n", serde_json::to_string(&told(rows, now))?))?);
+        }
         Format::Yaml => {
             output::print("---\n")?;
-            return output::value(Format::Yaml, &rows);
+            return output::value(Format::Yaml, &told(rows, now));
         }
         Format::Table => {}
     }
@@ -307,6 +327,17 @@ mod tests {
         let now =
             answer(1000, &[("a", "source", 10, 0, [10, 0, 0]), ("new", "source", 9000, 0, [9000, 0, 0])]);
         assert_eq!(rows(&before, &now)[0].requests_per_second, Some(10.0));
+    }
+
+    #[test]
+    fn scripts_hear_who_has_not_answered() {
+        let answered = answer(1000, &[("a", "source", 10, 0, [10, 0, 0])]);
+        let now = Top { silent: vec!["shop/web-3".to_owned()], ..answered };
+        let rows = rows(&now, &now);
+        let json = serde_json::to_value(told(&rows, &now)).expect("it is JSON");
+        assert_eq!(json[0]["service"], "shop/web", "a service is told as before");
+        let silent = serde_json::json!({"kind": "Proxy", "proxy": "shop/web-3", "answered": false});
+        assert_eq!(json.as_array().map(|all| &all[1..]), Some(&[silent][..]));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use meshwork_messages::v1::retry::On;
 use meshwork_messages::v1::{filter, path_edit, string_match};
 use meshwork_resources::{
     GatewayDuration, HTTPHeader, HTTPHeaderFilter, HTTPPathModifier, HTTPRouteFilter, HTTPRouteMatch,
-    HTTPRouteRetry, HTTPRouteRule, PathMatchType, SessionPersistence, SessionPersistenceType, Spanned,
-    ValueMatchType,
+    HTTPRouteRetry, HTTPRouteRule, LongDuration, PathMatchType, SessionPersistence, SessionPersistenceType,
+    Spanned, ValueMatchType,
 };
 
 /// A rule without its backends. `place` names it where nobody did.
@@ -19,8 +19,8 @@ pub(crate) fn rule(spec: &HTTPRouteRule, place: impl Fn() -> String) -> v1::Rule
         filters: filters(&spec.filters),
         backends: Vec::new(),
         mirrors: Vec::new(),
-        request_timeout_ms: timeouts.and_then(|t| t.request).map_or(0, timeout_ms),
-        backend_request_timeout_ms: timeouts.and_then(|t| t.backend_request).map_or(0, timeout_ms),
+        request_timeout_ms: timeouts.and_then(|t| t.request).map_or(0, long_timeout_ms),
+        backend_request_timeout_ms: timeouts.and_then(|t| t.backend_request).map_or(0, long_timeout_ms),
         retry: spec.retry.as_ref().map(|found| retry(found)),
         session: spec.session_persistence.as_ref().map(|found| session(found, place)),
     }
@@ -42,8 +42,8 @@ fn session(spec: &SessionPersistence, place: impl Fn() -> String) -> v1::Session
         name.make_ascii_lowercase();
     }
     // A cookie may live for years.
-    let whole = |timeout: GatewayDuration| u64::try_from(timeout.get().as_millis()).unwrap_or(u64::MAX);
-    let millis = |timeout: &Option<Spanned<GatewayDuration>>| timeout.as_ref().map_or(0, |t| whole(t.inner));
+    let whole = |timeout: LongDuration| u64::try_from(timeout.get().as_millis()).unwrap_or(u64::MAX);
+    let millis = |timeout: &Option<Spanned<LongDuration>>| timeout.as_ref().map_or(0, |t| whole(t.inner));
     v1::SessionPersistence {
         name,
         carrier: carrier.into(),
@@ -58,7 +58,11 @@ pub(crate) fn timeout_ms(duration: GatewayDuration) -> u32 {
     if duration.is_zero() { u32::MAX } else { millis(duration) }
 }
 
-/// Milliseconds; the longest that can be written (99,999 h) does not fit and becomes 49 days.
+fn long_timeout_ms(duration: LongDuration) -> u32 {
+    timeout_ms(duration.into())
+}
+
+/// Milliseconds. Of a route of Gateway API, where they may be more than fit (up to 99,999 h), they become 49 days.
 pub(crate) fn millis(duration: GatewayDuration) -> u32 {
     u32::try_from(duration.get().as_millis()).unwrap_or(u32::MAX)
 }
@@ -81,7 +85,7 @@ fn retry(spec: &HTTPRouteRetry) -> v1::Retry {
             connect_failure: true,
             refused: true,
         }),
-        backoff_base_ms: spec.backoff.map(millis),
+        backoff_base_ms: spec.backoff.map(|backoff| millis(backoff.into())),
         ..v1::Retry::default()
     }
 }

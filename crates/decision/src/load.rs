@@ -61,6 +61,8 @@ pub(crate) const FIRST_REST: Duration = Duration::from_millis(50);
 pub(crate) const LONGEST_REST: Duration = Duration::from_secs(10);
 /// A failure that took long makes an endpoint rest so many times as long.
 const REST_PER_LOSS: u32 = 4;
+/// Set in the end of a rest that the endpoint has asked for.
+const ASKED: u64 = 1;
 /// How long a trial without an end keeps others away.
 const TRIAL: Duration = Duration::from_secs(2);
 /// The longest that an endpoint is taken at its word.
@@ -93,7 +95,7 @@ impl Answer {
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     latency: Latency,
-    /// Nanoseconds of the clock's [`Tick`]; 0 means never.
+    /// Nanoseconds of the clock's [`Tick`]; 0 means never. The lowest bit tells [why](ASKED).
     resting_until: AtomicU64,
     /// The same of the trial under way; it counts only while the last word was a failure.
     trial_until: AtomicU64,
@@ -132,6 +134,11 @@ impl Load {
     /// Whether it is passed by for now.
     pub(crate) fn is_resting(&self, now: Tick) -> bool {
         self.resting_until.load(Ordering::Relaxed) > now.as_nanos()
+    }
+
+    /// Whether it has asked to be left alone for so long.
+    pub(crate) fn wants_rest(&self, now: Tick) -> bool {
+        self.is_resting(now) && self.resting_until.load(Ordering::Relaxed) & ASKED != 0
     }
 
     /// Whether its last word was a failure, and somebody is finding out about it.
@@ -199,7 +206,7 @@ impl Load {
         }
         if let Some(push_back) = answer.push_back.filter(|time| !time.is_zero()) {
             let until = now.after(push_back.min(LONGEST_PUSH_BACK));
-            self.resting_until.fetch_max(until.as_nanos(), Ordering::Relaxed);
+            self.resting_until.fetch_max(until.as_nanos() | ASKED, Ordering::Relaxed);
         }
     }
 
@@ -228,7 +235,7 @@ impl Load {
             return;
         }
         let row = self.failures_in_a_row.load(Ordering::Relaxed).saturating_add(1);
-        let until = now.after(rest(row, answer.took)).as_nanos();
+        let until = now.after(rest(row, answer.took)).as_nanos() & !ASKED;
         // Of workers that hear of failures at the same time one counts.
         let begun =
             self.resting_until.compare_exchange(resting_until, until, Ordering::Relaxed, Ordering::Relaxed);

@@ -20,7 +20,8 @@
 //!
 //! *When.* After a back-off drawn evenly between zero and `base × 2^n`, capped: spread matters more than the mean. Where
 //! the endpoint said how long to stay away, that time comes first; if it is longer than [`LONGEST_PUSH_BACK`], or than the
-//! request has, its answer is passed on instead. A
+//! request has, its answer is passed on instead. What it said of itself alone holds for nobody else: whoever carries the request
+//! leaves it out where [there is another](Cluster::has_another). A
 //! reused connection that the peer closed before any byte of the response says nothing about the endpoint: it is
 //! repeated at once on a fresh connection, without counting as an attempt, but only once for each endpoint tried.
 //!
@@ -107,14 +108,16 @@ pub const LONGEST_PUSH_BACK: Duration = Duration::from_secs(10);
 pub enum PushBack {
     /// Do not (a negative `grpc-retry-pushback-ms`, `x-envoy-overloaded`).
     Never,
-    /// Not before so long (`Retry-After`, `grpc-retry-pushback-ms`).
+    /// Not before so long, whoever is asked: it is said of the call (`grpc-retry-pushback-ms`).
     After(Duration),
+    /// Not this endpoint before so long (`Retry-After`); see [`Cluster::has_another`].
+    Spare(Duration),
 }
 
 impl PushBack {
     /// How long to wait; `None`: the answer is final.
     fn wait(self, deadline: Option<Tick>, now: Tick) -> Option<Duration> {
-        let Self::After(time) = self else { return None };
+        let (Self::After(time) | Self::Spare(time)) = self else { return None };
         let fits = deadline.is_none_or(|deadline| deadline > now.after(time));
         (fits && time <= LONGEST_PUSH_BACK).then_some(time)
     }

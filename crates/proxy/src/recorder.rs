@@ -11,7 +11,8 @@
 //! the sample, for what is recent, and for what was recent and belongs to such a trace ([`Traces`]); none takes from another.
 //! Within each, requests of one service with one outcome are a group, of slow ones those that took about as long (within a
 //! factor of two), and when the part is full the group that holds most loses its oldest. So a flood of one failure pushes out
-//! its own, and a flood of what is hardly slow leaves what was slowest.
+//! its own, and a flood of what is hardly slow leaves what was slowest. Each group has a place of its own as long as there is one;
+//! one that comes when all are taken shares one, and its fate.
 
 mod part;
 #[cfg(test)]
@@ -35,10 +36,11 @@ pub(crate) use traces::Traces;
 
 /// Requests that one worker tells of one trace.
 const ANSWERS: usize = 32;
-/// Services and outcomes that are told apart; what falls into the same place shares its fate.
-const OUTCOMES: usize = 16;
-/// Of each that is slow: from what is hardly so to what took 128 times as long or more.
-const PACES: usize = 8;
+/// Groups that are told apart; of what is slow there are more.
+const GROUPS: usize = 64;
+const SLOW_GROUPS: usize = 128;
+/// From what is hardly slow to what took 128 times as long or more.
+const PACES: u32 = 8;
 /// Bytes that are kept of a path, and of other texts that callers may make long.
 const PATH: usize = 1024;
 const TEXT: usize = 256;
@@ -89,8 +91,8 @@ impl Class {
 
     const fn groups(self) -> usize {
         match self {
-            Self::Slow => OUTCOMES * PACES,
-            Self::Failed | Self::Sampled | Self::Recent | Self::Related => OUTCOMES,
+            Self::Slow => SLOW_GROUPS,
+            Self::Failed | Self::Sampled | Self::Recent | Self::Related => GROUPS,
         }
     }
 
@@ -240,13 +242,13 @@ impl Recorder {
     }
 
     /// Whom it may push out: requests of one service with one outcome, and of slow ones with about the same time.
-    fn group_of(&self, class: Class, record: &Record) -> usize {
+    fn group_of(&self, class: Class, record: &Record) -> u32 {
         let times = record.duration.as_nanos().checked_div(self.slow.as_nanos()).unwrap_or(0);
         let pace = match class {
-            Class::Slow => times.checked_ilog2().map_or(0, |log| log as usize).min(PACES - 1),
+            Class::Slow => times.checked_ilog2().unwrap_or(0).min(PACES - 1),
             Class::Failed | Class::Sampled | Class::Recent | Class::Related => 0,
         };
-        pace * OUTCOMES + outcome_of(record)
+        key_of(record, pace)
     }
 
     /// The requests that are asked for, the youngest first, at most so many.
@@ -357,13 +359,14 @@ fn number(record: &Record) -> u32 {
     if id == 0 { u32::MAX } else { u32::try_from(mixed >> 32).expect("32 bits are left") }
 }
 
-/// Requests of one service with one outcome.
-fn outcome_of(record: &Record) -> usize {
+/// Requests of one service with one outcome, that took about as long.
+fn key_of(record: &Record, pace: u32) -> u32 {
     let mut hasher = IdHasher::default();
     record.service.hash(&mut hasher);
     record.cause.hash(&mut hasher);
     hasher.write(&record.status.to_be_bytes());
+    hasher.write(&pace.to_be_bytes());
     // The upper bits are mixed best.
     let mixed = hasher.finish().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    usize::try_from(mixed).expect("32 bits") % OUTCOMES
+    u32::try_from(mixed).expect("32 bits are left")
 }

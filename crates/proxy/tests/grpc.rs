@@ -16,7 +16,7 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_process::Drained;
 use meshwork_proxy::Settings;
-use support::h2::{H2Upstream, h2_client, h2_upstream};
+use support::h2::{H2Upstream, fetch, h2_client, h2_upstream};
 use support::mesh::{Pair, policy};
 use support::policy::traffic;
 use support::{Harness, exchange, free_port, rule};
@@ -160,6 +160,46 @@ async fn what_an_instance_hands_back_has_the_code_there_that_its_caller_gets_whe
     })
     .await;
     handed_back(app.address, "\"UR\"").await;
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_without_a_status_is_a_failure_of_its_endpoint() {
+    // With a message, without anything, and with trailers that say nothing of it.
+    for (message, trailers) in [(true, false), (false, false), (true, true)] {
+        let up = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+            let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let mut send = respond.send_response(head, !message).unwrap();
+            if message {
+                send.send_data(Bytes::from_static(b"\0\0\0\0\0"), !trailers).unwrap();
+            }
+            if trailers {
+                send.send_trailers(HeaderMap::from_iter([("x-a".parse().unwrap(), "b".parse().unwrap())]))
+                    .unwrap();
+            }
+        })
+        .await;
+        let (mut harness, address) = gateway(up.address).await;
+        let breaker = v1::CircuitBreaker {
+            window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
+            minimum_calls: 1,
+            failure_percent: 50,
+            open_ms: 600_000,
+            max_open_ms: 600_000,
+            trials: 1,
+            ..Default::default()
+        };
+        let breaker = v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() };
+        harness.change([traffic(breaker)]).await;
+        let mut client = h2_client(address).await;
+        let (status, _, told) = fetch(&mut client, call()).await;
+        assert_eq!((status, told.is_some()), (200, trailers), "it is passed on as it is");
+        written(&harness, 1, "2", "UPE", "default/web").await;
+        let line = harness.lines(1).await.remove(0);
+        for part in ["\"upstream_protocol_error\"", "the answer ended without grpc-status"] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+        assert_eq!(code(&mut client).await, "14", "the breaker has heard of it");
+    }
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use meshwork_decision::Change;
+use meshwork_decision::{Change, read_grpc_timeout};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
@@ -74,6 +74,20 @@ async fn recovering(first: &'static [u8]) -> (Upstream, Arc<AtomicUsize>) {
         is_head(got).then(|| {
             let first_time = counted.fetch_add(1, Ordering::SeqCst) == 0;
             if first_time { first.to_vec() } else { OK.to_vec() }
+        })
+    })
+    .await;
+    (up, asked)
+}
+
+/// Answers always so; counts.
+async fn saying(word: &'static str) -> (Upstream, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            format!("HTTP/1.1 {word}\r\ncontent-length: 0\r\n\r\n").into_bytes()
         })
     })
     .await;
@@ -337,10 +351,72 @@ async fn an_endpoint_that_says_when_to_come_again_is_asked_then() {
 }
 
 #[tokio::test]
+async fn the_time_until_an_answer_begins_is_nobody_s_deadline() {
+    let (told, mut tells) = tokio::sync::mpsc::channel(2);
+    let up = h2_upstream(usize::MAX, move |_, request, mut respond| {
+        let timeout = request.headers().get("grpc-timeout").map(|time| time.to_str().unwrap().to_owned());
+        told.try_send(timeout).unwrap();
+        async move {
+            let head = Response::builder().header("grpc-status", "0").body(()).unwrap();
+            respond.send_response(head, true).unwrap();
+        }
+    })
+    .await;
+    for (request_ms, bound) in [(0, None), (60_000, Some(30))] {
+        let mut policy = retry(1);
+        policy.retry.as_mut().unwrap().per_try_timeout_ms = 20_000;
+        policy.timeouts = Some(v1::Timeouts { request_ms, ..Default::default() });
+        let (_harness, address) = gateway(AppProtocol::Grpc, &[up.address], policy).await;
+        let call = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+        fetch(&mut h2_client(address).await, call.body(()).unwrap()).await;
+        let told = tells.recv().await.unwrap();
+        let left = told.as_deref().map(|told| read_grpc_timeout(told.as_bytes()).unwrap().as_secs());
+        assert!(
+            left >= bound && left.is_some() == bound.is_some(),
+            "a stream that has begun goes on: {told:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn who_asks_to_be_left_alone_keeps_no_retry_from_the_others() {
+    for word in ["503 Leaving\r\nretry-after: 120", "429 Slow down\r\nretry-after: 120"] {
+        let (leaving, asked) = saying(word).await;
+        let (well, _) = saying("200 OK").await;
+        let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+        let mut policy = v1::TrafficPolicy { algorithm, ..retry(1) };
+        let on = policy.retry.as_mut().and_then(|retry| retry.on.as_mut()).unwrap();
+        on.status_codes.push(429);
+        let addresses = [leaving.address, well.address];
+        let (_harness, address) = gateway(AppProtocol::Http1, &addresses, policy).await;
+        for _ in 0..10 {
+            assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"), "{word}");
+        }
+        assert!(asked.load(Ordering::SeqCst) > 1, "those it answered were asked again elsewhere");
+    }
+}
+
+#[tokio::test]
+async fn where_all_want_to_be_left_alone_the_last_of_them_has_the_last_word() {
+    let (one, of_one) = saying("503 Leaving\r\nretry-after: 120").await;
+    let (other, of_other) = saying("503 Leaving\r\nretry-after: 120").await;
+    let (_harness, address) = gateway(AppProtocol::Http1, &[one.address, other.address], retry(5)).await;
+    let asked = || of_one.load(Ordering::SeqCst) + of_other.load(Ordering::SeqCst);
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 503"));
+    assert_eq!(asked(), 2, "each has said so");
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 503"));
+    assert_eq!(asked(), 3, "the other has said so before");
+}
+
+#[tokio::test]
 async fn who_wants_no_retry_or_one_too_late_has_the_last_word() {
-    for word in
-        ["retry-after: 60", "retry-after: 1", "grpc-retry-pushback-ms: -1", "x-envoy-overloaded: true"]
-    {
+    for word in [
+        "retry-after: 60",
+        "retry-after: 99999999999999999999",
+        "retry-after: 1",
+        "grpc-retry-pushback-ms: -1",
+        "x-envoy-overloaded: true",
+    ] {
         let answer = format!("HTTP/1.1 503 No\r\n{word}\r\ncontent-length: 0\r\n\r\n").leak().as_bytes();
         let (up, asked) = recovering(answer).await;
         let timeouts = v1::Timeouts { request_ms: 1000, ..Default::default() };

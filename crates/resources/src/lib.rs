@@ -27,7 +27,7 @@ mod span;
 pub mod codes;
 pub mod limits;
 
-pub use decode::duration::GatewayDuration;
+pub use decode::duration::{GatewayDuration, LongDuration};
 pub use decode::text::{
     AddressRange, ControllerName, Group, HeaderName, HeaderValue, Hostname, KindRef, PreciseHostname,
     SectionName,

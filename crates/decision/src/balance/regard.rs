@@ -217,7 +217,7 @@ impl<'s> Regard<'s> {
         self.standing(endpoint) == Standing::default()
     }
 
-    /// The same for whom a session is with: it waits for a connection.
+    /// The same where a request may wait for a connection, as one does to whom its session is with.
     pub(crate) fn keeps(&self, endpoint: &Endpoint) -> bool {
         self.barred(endpoint) == Barred::No && !self.tried.contains(&endpoint.id)
     }

@@ -82,6 +82,20 @@ impl Cluster {
         }
     }
 
+    /// Whether a retry finds somebody who takes it, is none of these who have failed its request, and has not asked to be left
+    /// alone: how long one of those wants to be is nothing to it then.
+    #[must_use]
+    pub fn has_another(&self, tried: &[u64], now: Tick) -> bool {
+        let set = self.endpoints();
+        let regard = Regard::new(&set, now, tried, self.preference.panic_threshold).within_bounds(
+            &self.limits,
+            self.protocol.is_http2(),
+            self.endpoint_breaker.as_ref(),
+        );
+        let regard = regard.of_retry(true, None, &self.limits);
+        set.pickable().iter().any(|one| regard.keeps(one) && !one.stats.load.wants_rest(now))
+    }
+
     /// Keeps a place for a retry where the fewest are, so that it finds one when its back-off is over, whichever endpoint it goes
     /// to then; and so that what there was is passed on now where there is none. Where there is no endpoint at all, whoever picks
     /// one finds that out.

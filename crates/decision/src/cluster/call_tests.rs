@@ -622,3 +622,24 @@ fn a_retry_counts_at_the_endpoint_that_it_is_at() {
     drop(permit);
     assert_eq!(counts(), [0, 0]);
 }
+
+#[test]
+fn a_retry_finds_another_where_one_takes_it_and_has_not_asked_to_be_left_alone() {
+    let limits = v1::Limits { max_requests_per_endpoint: 1, ..Default::default() };
+    let cluster = cluster(3, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+    let set = cluster.endpoints();
+    let [first, second, third] = [0, 1, 2].map(|at: usize| &set.all()[at]);
+    let now = Tick::ZERO.after(Duration::from_secs(1));
+    assert!(cluster.has_another(&[first.id], now));
+    let busy = second.begin();
+    let bare = Answer::new(AttemptOutcome::Failure, TOOK);
+    cluster.record(third, &bare, now);
+    assert!(cluster.has_another(&[first.id], now), "it has failed another request, and asked for nothing");
+    let asks = Answer { push_back: Some(Duration::from_secs(5)), ..bare };
+    cluster.record(third, &asks, now);
+    assert!(!cluster.has_another(&[first.id], now), "one is at its limit, one wants to be left alone");
+    assert!(cluster.has_another(&[first.id], now.after(Duration::from_secs(6))), "its time is over");
+    drop(busy);
+    assert!(cluster.has_another(&[first.id], now));
+    assert!(!cluster.has_another(&[first.id, second.id], now), "both have failed it");
+}

@@ -197,11 +197,14 @@ fn an_endpoint_is_taken_at_its_word_but_not_for_ever() {
         to_repeat: false,
     };
     load.record(&busy(3), at(0));
-    assert!(load.is_resting(at(2_999)) && !load.is_resting(at(3_000)));
+    assert!(load.is_resting(at(2_999)) && !load.is_resting(at(3_001)));
     load.record(&busy(1), at(100));
     assert!(load.is_resting(at(2_999)), "the later of two words counts");
     load.record(&busy(86_400), at(3_000));
-    assert!(load.is_resting(at(62_999)) && !load.is_resting(at(63_000)));
+    assert!(load.is_resting(at(62_999)) && !load.is_resting(at(63_001)));
+    assert!(load.wants_rest(at(62_999)) && !load.wants_rest(at(63_001)));
+    load.record(&failed(1), at(64_000));
+    assert!(load.is_resting(at(64_001)) && !load.wants_rest(at(64_001)), "nobody has asked for this one");
 }
 
 #[test]

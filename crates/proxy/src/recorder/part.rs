@@ -16,6 +16,8 @@ pub(super) struct Entry {
 
 #[derive(Default)]
 pub(super) struct Group {
+    /// Whose place it is while it holds something.
+    key: u32,
     pub(super) entries: VecDeque<Entry>,
     bytes: usize,
 }
@@ -44,26 +46,40 @@ impl Part {
     }
 
     /// Keeps it. Whoever has to go for it is given to `gone`, the oldest of the group that holds most first.
-    pub(super) fn push(&mut self, group: usize, entry: Entry, mut gone: impl FnMut(usize, Entry)) {
+    pub(super) fn push(&mut self, key: u32, entry: Entry, mut gone: impl FnMut(u32, Entry)) {
         if entry.bytes > self.most {
             return;
         }
         self.count.increment();
         let before = self.bytes;
         self.bytes += entry.bytes;
-        self.groups[group].bytes += entry.bytes;
-        self.groups[group].entries.push_back(entry);
+        let group = self.place_of(key);
+        group.bytes += entry.bytes;
+        group.entries.push_back(entry);
         while self.bytes > self.most {
-            let groups = self.groups.iter_mut().enumerate();
-            let (at, largest) = groups.max_by_key(|(_, group)| group.bytes).expect("there are groups");
+            let largest = self.groups.iter_mut().max_by_key(|group| group.bytes).expect("there are groups");
             let oldest = largest.entries.pop_front().expect("what holds bytes holds requests");
             largest.bytes -= oldest.bytes;
             self.bytes -= oldest.bytes;
             self.evicted.increment();
-            gone(at, oldest);
+            gone(largest.key, oldest);
         }
         let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
         self.gauge.add(signed(self.bytes) - signed(before));
         debug_assert_eq!(self.bytes, self.groups.iter().map(|group| group.bytes).sum::<usize>());
+    }
+
+    /// Its own place, a free one, or where all are taken one that it shares: always the same, so that a flood pushes out what is in
+    /// one place alone.
+    fn place_of(&mut self, key: u32) -> &mut Group {
+        let is_held = |group: &Group| !group.entries.is_empty();
+        let own = self.groups.iter().position(|group| is_held(group) && group.key == key);
+        let at = own.or_else(|| {
+            let free = self.groups.iter().position(|group| !is_held(group))?;
+            self.groups[free].key = key;
+            Some(free)
+        });
+        let shared = key as usize % self.groups.len();
+        &mut self.groups[at.unwrap_or(shared)]
     }
 }

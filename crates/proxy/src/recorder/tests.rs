@@ -107,6 +107,36 @@ fn a_flood_of_one_failure_pushes_out_its_own() {
 }
 
 #[test]
+fn floods_push_out_no_other_failure_as_long_as_there_are_places() {
+    let recorder = recorder(256 * 1024);
+    for rare in 1..=40 {
+        keep(&recorder, &request(rare, &format!("shop/s{rare}"), "upstream_reset"));
+    }
+    for id in 100..10_000 {
+        keep(&recorder, &request(id, &format!("shop/flooded{}", id % 3), "connect_failure"));
+    }
+    for rare in 1..=40 {
+        assert_eq!(recorder.recall(&of_trace(rare)).len(), 1, "{rare}");
+    }
+    assert_eq!(recorder.recall(&of_trace(100)).len(), 0, "the oldest of a flood");
+}
+
+#[test]
+fn more_failures_than_there_are_places_share_them() {
+    let recorder = recorder(256 * 1024);
+    let many = u128::try_from(GROUPS).unwrap() + 20;
+    for id in 1..=many {
+        keep(&recorder, &request(id, &format!("shop/s{id}"), "upstream_reset"));
+    }
+    assert!((1..=many).all(|id| recorder.recall(&of_trace(id)).len() == 1), "there is room for all");
+    for id in 1_000..20_000 {
+        keep(&recorder, &request(id, "shop/flooded", "connect_failure"));
+    }
+    let left = (1..=many).filter(|id| recorder.recall(&of_trace(*id)).len() == 1).count();
+    assert!(left + 10 >= GROUPS, "the flood pushes out what is in one place: {left} of {many}");
+}
+
+#[test]
 fn what_callers_make_long_is_cut_and_counted() {
     let recorder = recorder(64 * 1024);
     let mut record = request(5, "shop/web", "uri_too_long");

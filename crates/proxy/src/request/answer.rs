@@ -26,7 +26,7 @@ pub(crate) fn of_response(
     let push_back = match outcome {
         AttemptOutcome::Success => None,
         AttemptOutcome::Overloaded | AttemptOutcome::Failure => match push_back(response, wall) {
-            Some(PushBack::After(time)) => Some(time),
+            Some(PushBack::After(time) | PushBack::Spare(time)) => Some(time),
             Some(PushBack::Never) | None => None,
         },
     };
@@ -94,9 +94,17 @@ pub(crate) fn comes_late(response: &ResponseHead, is_grpc: bool) -> bool {
     is_grpc && response.status == 200 && response.fields.known(KnownName::GrpcStatus).is_none()
 }
 
+/// What callers make of a call that ends without a status.
+pub(crate) const UNKNOWN: u8 = 2;
+
+/// A call of gRPC was answered to its end, and neither head nor trailers say what became of it.
+pub(crate) fn without_status() -> Failure {
+    Failure::upstream(Cause::UpstreamProtocolError, Retry::No).because("the answer ended without grpc-status")
+}
+
 /// What became of a call whose status came late. A caller who left has heard enough.
 pub(crate) fn of_end(ended: Result<(), &Failure>, grpc_status: Option<u8>, took: Duration) -> Answer {
-    let code = u16::from(grpc_status.unwrap_or_default());
+    let code = u16::from(grpc_status.unwrap_or(UNKNOWN));
     match ended.map_err(|failure| of_failure(failure, took)) {
         Err(Some(answer)) => answer,
         Err(None) => Answer { status: 200, ..Answer::new(AttemptOutcome::Success, took) },
@@ -112,7 +120,7 @@ pub(crate) fn push_back(response: &ResponseHead, wall: impl FnOnce() -> Duration
     if let Some(grpc) = response.fields.get(PUSH_BACK) {
         return Some(number(grpc).map_or(PushBack::Never, |ms| PushBack::After(Duration::from_millis(ms))));
     }
-    retry_after(response.fields.known(KnownName::RetryAfter)?, wall).map(PushBack::After)
+    retry_after(response.fields.known(KnownName::RetryAfter)?, wall).map(PushBack::Spare)
 }
 
 /// What a failure says; `None`: nothing about the endpoint. That is so for a stale connection, and for what is our own
@@ -130,8 +138,10 @@ pub(crate) fn of_failure(failure: &Failure, took: Duration) -> Option<Answer> {
 
 /// Seconds, or a date (RFC 9110, 10.2.3).
 fn retry_after(value: &[u8], wall: impl FnOnce() -> Duration) -> Option<Duration> {
-    if let Some(seconds) = number(value) {
-        return Some(Duration::from_secs(seconds));
+    let value = value.trim_ascii();
+    if !value.is_empty() && value.iter().all(u8::is_ascii_digit) {
+        // There is no greatest number: what does not fit is long.
+        return Some(Duration::from_secs(number(value).unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok()?;
     Some(date.duration_since(std::time::UNIX_EPOCH).ok()?.saturating_sub(wall()))
@@ -195,7 +205,14 @@ mod tests {
             Some(Duration::ZERO),
             "it is over"
         );
-        assert_eq!(word(503, "retry-after", "soon"), None);
+        assert_eq!(
+            word(503, "retry-after", "99999999999999999999"),
+            Some(Duration::from_secs(u64::MAX)),
+            "it is long, however many digits it has"
+        );
+        for none in ["soon", "+1", "-1", "1.5", ""] {
+            assert_eq!(word(503, "retry-after", none), None, "{none:?}");
+        }
         assert_eq!(word(301, "retry-after", "3"), None, "a redirect says nothing about load");
         let grpc = |value| answer(200, &[("grpc-status", "8"), ("grpc-retry-pushback-ms", value)]).push_back;
         assert_eq!(grpc("250"), Some(Duration::from_millis(250)));
@@ -213,7 +230,7 @@ mod tests {
         assert_eq!(word("grpc-retry-pushback-ms", "-1"), Some(PushBack::Never));
         assert_eq!(word("grpc-retry-pushback-ms", "soon"), Some(PushBack::Never), "gRFC A6");
         assert_eq!(word("x-envoy-overloaded", "true"), Some(PushBack::Never));
-        assert_eq!(word("retry-after", "2"), Some(PushBack::After(Duration::from_secs(2))));
+        assert_eq!(word("retry-after", "2"), Some(PushBack::Spare(Duration::from_secs(2))));
         assert_eq!(word("retry-after", "soon"), None);
         assert_eq!(word("server", "x"), None);
     }
@@ -243,7 +260,7 @@ mod tests {
         assert_eq!(of(Ok(()), Some(8)), AttemptOutcome::Overloaded);
         assert_eq!(
             (of(Ok(()), Some(0)), of(Ok(()), None)),
-            (AttemptOutcome::Success, AttemptOutcome::Success)
+            (AttemptOutcome::Success, AttemptOutcome::Failure)
         );
         let broken = Failure::upstream(Cause::UpstreamReset, Retry::No);
         assert_eq!(of(Err(&broken), None), AttemptOutcome::Failure);

@@ -10,6 +10,7 @@ use meshwork_http1::{FieldError, Fields, KnownName, RequestHead, ResponseHead, V
 use meshwork_telemetry::trace::Attempt;
 use meshwork_telemetry::{Copied, Phase, Protocol, Record, SpanId, TraceContext, Traced};
 
+use super::answer;
 use super::body::RequestBody;
 use super::filters;
 use super::kin;
@@ -395,6 +396,16 @@ impl<'c> Journey<'c> {
         if code.is_some() {
             self.record.grpc_status = code;
         }
+    }
+
+    /// The response with this head has ended. What became of a call of gRPC came with it or with the trailers, or else its
+    /// caller makes an error of it.
+    pub(crate) fn finish_answered(&mut self, head: &ResponseHead) {
+        if answer::comes_late(head, self.is_grpc()) && self.record.grpc_status.is_none() {
+            self.failed(&answer::without_status());
+            self.record.grpc_status = Some(answer::UNKNOWN);
+        }
+        self.finish();
     }
 
     /// What went wrong; the last word counts.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meshwork_base::Clock;
 use meshwork_decision::{
-    AttemptFailure, AttemptOutcome, Cause, Cluster, Decision, Endpoint, Hedged, Limited, Permit,
+    AttemptFailure, AttemptOutcome, Cause, Cluster, Decision, Endpoint, Hedged, Limited, Permit, PushBack,
     RequestFacts, RetryPolicy, StopReason, Transport, is_idempotent,
 };
 use meshwork_http1::{KnownName, ResponseHead};
@@ -296,11 +296,12 @@ impl<'a> Repeats<'a> {
         }
     }
 
-    /// What a response calls for; `None`: it is passed on. Nothing is taken for it yet.
+    /// What a response calls for; `None`: it is passed on. Nothing is taken for it yet. `tried`: who had the request.
     pub(crate) fn after_response(
         &mut self,
         (response, more): (&ResponseHead, bool),
         of: &Of<'_, '_>,
+        tried: &[u64],
         journey: &mut Journey<'_>,
     ) -> Option<Called> {
         let (cluster, policy) = self.service?;
@@ -310,17 +311,22 @@ impl<'a> Repeats<'a> {
         let Some((policy, kind)) = policy.and_then(called) else {
             // Where only its end says what became of the call, that is told.
             if self.state.is_some() && !(more && answer::comes_late(response, is_grpc)) {
-                self.ended(answer::outcome(response, is_grpc) == AttemptOutcome::Success);
+                let well = answer::outcome(response, is_grpc) == AttemptOutcome::Success;
+                self.ended(well && !answer::comes_late(response, is_grpc));
             }
             let facts = of.facts();
             let may = unseen && self.may_go_beside(cluster, policy, of.endpoint, &facts);
             return may.then_some(Called { kind: None, facts });
         };
-        let wall = || self.conn.worker.shared.clock.wall();
-        let push_back = answer::push_back(response, wall);
+        let worker = &self.conn.worker;
+        let now = worker.now();
+        let push_back = match answer::push_back(response, || worker.shared.clock.wall()) {
+            // Of whom it was said is not asked.
+            Some(PushBack::Spare(_)) if cluster.has_another(tried, now) => None,
+            said => said,
+        };
         let mut facts = RequestFacts { push_back, ..of.facts() };
         facts.idempotent |= unseen;
-        let now = self.conn.worker.now();
         let called = Called { kind: Some(kind), facts };
         if self.state(cluster, Some(policy)).would_repeat(kind, &facts, now) {
             return Some(called);

@@ -175,7 +175,7 @@ pub(crate) async fn response(
             return Err(failure);
         }
     }
-    journey.finish();
+    journey.finish_answered(head);
     Ok(())
 }
 

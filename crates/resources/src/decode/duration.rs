@@ -7,10 +7,19 @@ use super::node::Node;
 use super::text::parsed;
 use super::{Cx, Decode};
 
-/// A duration of GEP-2257: up to four pairs of a number of at most five digits and `h`, `m`, `s` or `ms`.
+/// A duration of GEP-2257: up to four pairs of a number of at most five digits and `h`, `m`, `s` or `ms`. One that a
+/// resource says is at most [49 days](LONGEST) long, since it travels as a count of milliseconds in 32 bits: see
+/// [`LongDuration`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GatewayDuration(Duration);
 
+/// A duration where more than [49 days](LONGEST) have a meaning: a cookie may live for years, and what Gateway API itself
+/// allows is not refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LongDuration(GatewayDuration);
+
+const LONGEST: Duration = Duration::from_secs(49 * 24 * 3600);
+const TOO_LONG: &str = "a duration is at most 49 days (`1176h`)";
 const FORM: &str = "a duration is one to four of a number (at most 5 digits) with `h`, `m`, `s` or `ms`: `10s`, `1m30s`, `250ms`";
 
 impl GatewayDuration {
@@ -42,6 +51,10 @@ impl GatewayDuration {
             }
         }
         Err(FORM)
+    }
+
+    fn bounded(text: &str) -> Result<Self, &'static str> {
+        Self::parse(text).and_then(|parsed| if parsed.0 > LONGEST { Err(TOO_LONG) } else { Ok(parsed) })
     }
 
     /// The time itself.
@@ -82,7 +95,45 @@ impl serde::Serialize for GatewayDuration {
 
 impl Decode for GatewayDuration {
     fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
-        parsed(node, cx, Self::parse)
+        parsed(node, cx, Self::bounded)
+    }
+}
+
+impl From<LongDuration> for GatewayDuration {
+    fn from(long: LongDuration) -> Self {
+        long.0
+    }
+}
+
+impl LongDuration {
+    /// The time itself.
+    #[must_use]
+    pub const fn get(self) -> Duration {
+        self.0.get()
+    }
+
+    /// Zero, which switches a timeout off.
+    #[must_use]
+    pub const fn is_zero(self) -> bool {
+        self.0.is_zero()
+    }
+}
+
+impl fmt::Display for LongDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl serde::Serialize for LongDuration {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl Decode for LongDuration {
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        parsed(node, cx, |text| GatewayDuration::parse(text).map(Self))
     }
 }
 
@@ -127,6 +178,17 @@ mod tests {
         ] {
             assert!(GatewayDuration::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_not_cut() {
+        for text in ["1176h", "1175h59m60s", "0s"] {
+            assert_eq!(GatewayDuration::bounded(text), GatewayDuration::parse(text), "{text}");
+        }
+        for text in ["1176h1ms", "2000h", "99999h"] {
+            assert_eq!(GatewayDuration::bounded(text), Err(TOO_LONG), "{text}");
+        }
+        assert!(u32::try_from(LONGEST.as_millis()).is_ok());
     }
 
     #[test]

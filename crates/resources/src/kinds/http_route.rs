@@ -7,7 +7,7 @@ use super::http_match::{HTTPRouteMatch, PathMatchType};
 use super::references::{self, ParentReference, core_group, kind};
 use super::session_persistence::SessionPersistence;
 use crate::codes;
-use crate::decode::duration::GatewayDuration;
+use crate::decode::duration::LongDuration;
 use crate::decode::text::{Group, Hostname, KindRef, SectionName};
 use crate::decode::{Cx, record};
 use crate::kinds::{Body, first_repeated, in_spec};
@@ -90,9 +90,9 @@ record! {
     /// How long a request may take.
     pub struct HTTPRouteTimeouts {
         /// From the request's arrival to the response's end, all attempts included; zero: no limit.
-        pub request: Option<GatewayDuration>,
+        pub request: Option<LongDuration>,
         /// One attempt; zero: no limit.
-        pub backend_request: Option<GatewayDuration> as "backendRequest",
+        pub backend_request: Option<LongDuration> as "backendRequest",
     }
 }
 
@@ -104,7 +104,7 @@ record! {
         /// How often at most.
         pub attempts: Option<u32> [1..=i64::MAX],
         /// The least time between attempts.
-        pub backoff: Option<GatewayDuration>,
+        pub backoff: Option<LongDuration>,
     }
 }
 

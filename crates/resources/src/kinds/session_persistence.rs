@@ -2,7 +2,7 @@
 
 use super::traffic_policy::TOKEN;
 use crate::codes;
-use crate::decode::duration::GatewayDuration;
+use crate::decode::duration::LongDuration;
 use crate::decode::{Cx, choice, record};
 use crate::span::{Span, Spanned};
 
@@ -26,9 +26,9 @@ record! {
         /// The name of the cookie or header; one that is the rule's own when absent.
         pub session_name: Option<Spanned<String>> as "sessionName" [1..=128],
         /// How long a session lasts at most; as long as the caller brings it when absent.
-        pub absolute_timeout: Option<Spanned<GatewayDuration>> as "absoluteTimeout",
+        pub absolute_timeout: Option<Spanned<LongDuration>> as "absoluteTimeout",
         /// How long it lasts while the caller does not use it; as long when absent.
-        pub idle_timeout: Option<Spanned<GatewayDuration>> as "idleTimeout",
+        pub idle_timeout: Option<Spanned<LongDuration>> as "idleTimeout",
         /// How callers carry it.
         pub persistence_type: SessionPersistenceType as "type" = SessionPersistenceType::Cookie,
         /// What kind of cookie it is.

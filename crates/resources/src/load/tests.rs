@@ -50,6 +50,31 @@ fn tells_exactly_what_is_wrong() {
 }
 
 #[test]
+fn a_time_of_a_policy_that_does_not_fit_is_refused_and_not_cut() {
+    let policy = |time: &str| {
+        let text = format!(
+            "apiVersion: meshwork.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: a}}\nspec:\n  \
+            targetRefs: [{{group: \"\", kind: Service, name: s}}]\n  rateLimit: {{requests: 1, per: {time}}}\n"
+        );
+        told(&load_text(&text))
+    };
+    assert_eq!(policy("1176h"), "");
+    let told = policy("2000h");
+    assert!(
+        told.contains("`spec.rateLimit.per` cannot be `2000h`") && told.contains("at most 49 days"),
+        "{told}"
+    );
+}
+
+#[test]
+fn times_of_sessions_and_of_routes_may_be_as_long_as_gateway_api_has_them() {
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\nspec:\n  \
+        parentRefs: [{name: web}]\n  rules:\n  - timeouts: {request: 99999h, backendRequest: 2000h}\n    \
+        sessionPersistence: {absoluteTimeout: 99999h}\n";
+    assert_eq!(told(&load_text(route)), "");
+}
+
+#[test]
 fn every_code_is_seen_in_the_table_or_tested_apart() {
     let mut seen: Vec<_> =
         refused_cases().flat_map(|(_, text)| load_text(text).diagnostics).map(|d| d.code).collect();

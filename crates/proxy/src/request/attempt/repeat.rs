@@ -25,7 +25,7 @@ impl Attempts<'_> {
         of: &Of<'_, '_>,
         journey: &mut Journey<'_>,
     ) -> Option<Again> {
-        let called = self.repeats.after_response((response, more), of, journey)?;
+        let called = self.repeats.after_response((response, more), of, &self.tried, journey)?;
         if !self.may_repeat(response, journey) {
             self.repeats.renounce(of);
             return None;

@@ -21,19 +21,24 @@ impl Attempts<'_> {
     ) {
         let worker = &self.conn.worker;
         let took = self.behind.took(self.began, now);
+        let comes_late = answer::comes_late(response, is_grpc);
         if let (Target::App { port, .. }, Ok(())) = (self.target, &outcome) {
             if answer::is_of_http_server(response) {
                 answer::shows_http(port);
             }
-            if answer::outcome(response, is_grpc) == AttemptOutcome::Success {
+            if answer::outcome(response, is_grpc) == AttemptOutcome::Success && (more || !comes_late) {
                 port.state.answered(took, now);
             }
         }
         let (Target::Service { cluster, .. }, Some(_)) = (self.target, &self.endpoint) else { return };
         let answer = match outcome {
+            Ok(()) if comes_late && !more => {
+                cluster.served();
+                answer::of_end(Ok(()), Some(answer::UNKNOWN), took)
+            }
             Ok(()) => {
                 cluster.served();
-                if more && answer::comes_late(response, is_grpc) {
+                if comes_late {
                     self.late = Some(took);
                     // Nobody else waits to try what answers, however long its stream lasts.
                     return self

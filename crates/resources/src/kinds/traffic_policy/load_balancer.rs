@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::slow_start::{self, SlowStart};
 use crate::codes;
-use crate::decode::duration::GatewayDuration;
+use crate::decode::duration::LongDuration;
 use crate::decode::overlay::{layered, words};
 use crate::decode::{Cx, choice, record};
 use crate::kinds::label_selector;
@@ -103,7 +103,7 @@ record! {
         pub name: Option<Spanned<String>> [1..=256],
         /// How long a cookie lives that is made where there is none; `0s`: until the browser ends. None is made when absent.
         /// Of several cookies with a time only the first is made; another that is not there says nothing.
-        pub ttl: Option<Spanned<GatewayDuration>>,
+        pub ttl: Option<Spanned<LongDuration>>,
         /// The path of such a cookie.
         pub path: Option<Spanned<String>> [1..=1_024],
         /// Where this one says something, nothing after it counts.
