@@ -308,6 +308,32 @@ async fn who_is_silent_at_first_may_speak_http_yet() {
     }
 }
 
+/// What may yet become a method is passed on all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_word_in_capitals_that_waits_for_its_answer_is_not_kept() {
+    let (app, mut got) = recording(b"WORLD").await;
+    let pair = Pair::start(app, AppProtocol::Unspecified).await;
+    let (status, mut tcp) = pair.connect("db:80").await;
+    assert_eq!(status, 200);
+    tcp.write_all(b"HELLO").await.unwrap();
+    assert_eq!(reach(&mut got, 5).await, b"HELLO");
+    let mut answer = [0; 5];
+    tokio::time::timeout(PATIENCE, tcp.read_exact(&mut answer)).await.expect("an answer").unwrap();
+    assert_eq!(&answer, b"WORLD");
+}
+
+/// Each would be served within the one before, without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_connect_there_is_no_other() {
+    let app = web().await;
+    let pair = Pair::start(app.address, AppProtocol::Http1).await;
+    let (status, mut tcp) = pair.connect("db:80").await;
+    assert_eq!(status, 200);
+    tcp.write_all(b"CONNECT db:80 HTTP/1.1\r\nHost: db:80\r\nConnection: close\r\n\r\n").await.unwrap();
+    let answer = String::from_utf8(all(&mut tcp).await.unwrap()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 501 "), "{answer}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn inside_a_connect_the_version_is_the_callers_whatever_the_port_declares() {
     let app = web().await;

@@ -1,6 +1,6 @@
 //! A downstream connection's life: handshake, which version, requests, end.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -51,6 +51,8 @@ pub(crate) struct Link {
     /// Who called, where that was proven.
     pub(crate) caller: Option<Caller>,
     pub(crate) series: RefCell<Option<LastSeries>>,
+    /// It came by a CONNECT, behind which there is no other.
+    pub(crate) is_inside: Cell<bool>,
     _open: OpenDownstream,
 }
 
@@ -233,8 +235,19 @@ async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: Socke
     let Ends { peer, local } = ends;
     let series = RefCell::default();
     let peer_text = peer.ip().to_canonical().to_string().into();
-    let link =
-        Rc::new(Link { worker, place, peer, peer_text, local, sni, https, caller, series, _open: open });
+    let link = Rc::new(Link {
+        worker,
+        place,
+        peer,
+        peer_text,
+        local,
+        sni,
+        https,
+        caller,
+        series,
+        is_inside: Cell::default(),
+        _open: open,
+    });
     entry.came_by(&link).then_some(())?;
     entry.enter(Phase::Idle, link.worker.now());
     let conn = Conn { link, entry };
@@ -308,7 +321,8 @@ fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> 
             };
             conn.entry.enter(Phase::Exchange, started);
             conn.entry.arrives();
-            if head.method == http::Method::CONNECT && matches!(conn.place, Place::Outbound(_)) {
+            let is_connect = head.method == http::Method::CONNECT && !conn.is_inside.get();
+            if is_connect && matches!(conn.place, Place::Outbound(_)) {
                 let head = std::mem::take(head);
                 drop(space.take());
                 Box::pin(stream::outbound::serve(conn, server, head)).await;

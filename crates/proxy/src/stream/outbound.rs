@@ -100,8 +100,10 @@ async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
     if let Some(Inside::Opaque) = declared {
         return Box::pin(carry(&conn, port, wire, journey, door == Door::Connect)).await;
     }
-    if door == Door::Connect && answer(&mut wire, "200 OK").await.is_err() {
-        return;
+    if door == Door::Connect
+        && let Err(error) = answer(&mut wire, "200 OK").await
+    {
+        return journey.failed(&unanswered(&error));
     }
     let shown = match declared {
         // Which version its caller speaks is the caller's own.
@@ -110,11 +112,14 @@ async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
     };
     // Where routes hang nothing can be opaque, and a caller that is silent may take its time.
     let shown = match shown {
-        Some(Shown::Silence) if door == Door::Connect && port.has_routes() => speaks(&conn, &mut wire).await,
+        Some(Shown::Silence) if door == Door::Connect && port.has_routes() => {
+            speaks(&conn, &mut wire, None).await
+        }
         shown => shown,
     };
     match shown {
-        None => {}
+        // Whoever leaves without a word wanted nothing.
+        None => journey.discard(),
         Some(Shown::Http(http2)) if door == Door::Connect => requests(conn, wire, journey, http2).await,
         Some(Shown::Silence) if door == Door::Connect => {
             if let Some(speaks) = Box::pin(silent::carry(&conn, port, wire, journey)).await {
@@ -139,6 +144,7 @@ async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
 /// Requests are written down one by one. `http2`: absent, the first bytes tell.
 async fn requests(conn: Conn, wire: Wire, journey: Journey, http2: Option<bool>) {
     journey.discard();
+    conn.is_inside.set(true);
     Box::pin(serve_detected(conn, wire, http2)).await;
 }
 
@@ -176,8 +182,7 @@ async fn carry(conn: &Conn, port: &OutboundPort, mut wire: Wire, mut journey: Jo
         }
     };
     if unanswered && let Err(error) = answer(&mut wire, "200 OK").await {
-        let why = format!("answering the caller: {}", told(&error));
-        return journey.failed(&Failure::downstream(Cause::DownstreamClosed).because(why));
+        return journey.failed(&self::unanswered(&error));
     }
     // A client need not wait for the answer.
     let ahead = wire.read.split().freeze();
@@ -188,6 +193,10 @@ async fn carry(conn: &Conn, port: &OutboundPort, mut wire: Wire, mut journey: Jo
     {
         journey.failed(&failure);
     }
+}
+
+fn unanswered(error: &std::io::Error) -> Failure {
+    Failure::downstream(Cause::DownstreamClosed).because(format!("answering the caller: {}", told(error)))
 }
 
 async fn answer(wire: &mut Wire, status: &str) -> std::io::Result<()> {
@@ -217,10 +226,10 @@ async fn refuse(mut wire: Wire, mut journey: Journey, failure: &Failure, door: D
     }
 }
 
-/// Reads until the bytes tell, as long as a connection may idle.
-async fn speaks(conn: &Conn, wire: &mut Wire) -> Option<Shown> {
+/// Reads until the bytes tell, for so long, or as long as a connection may idle.
+async fn speaks(conn: &Conn, wire: &mut Wire, patience: Option<Duration>) -> Option<Shown> {
     conn.entry.enter(Phase::Idle, conn.worker.now());
-    detect(conn, wire, None).await
+    detect(conn, wire, patience).await
 }
 
 /// Reads until the bytes tell, or there are none for so long. `None`: the application has closed.

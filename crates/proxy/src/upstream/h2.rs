@@ -36,8 +36,9 @@ use crate::timers::timeout;
 const STREAM_WINDOW: u32 = 128 * 1024;
 /// Requests of one connection at the same time, however many the peer would take.
 const MAX_STREAMS: usize = 128;
-/// So long a new connection's peer has to say how many it takes, before others make one of their own.
-const SETTINGS: Duration = Duration::from_secs(1);
+/// So long a new connection's peer has to say how many it takes, before others count on it to take them: `h2` holds them back
+/// until it has said so, and they and their endpoint are what the time is held against, as it was.
+const SETTINGS: Duration = Duration::from_millis(100);
 /// The same for all responses of one connection: callers that do not read must not take the window of those beside them.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 /// Bytes of one request's body that wait here for the connection.
@@ -274,7 +275,20 @@ impl H2Connection {
 
     /// Its peer has not said yet how many streams it takes; whoever comes waits for that instead of making another.
     pub(crate) fn is_new(&self) -> bool {
-        !self.is_closed() && !self.silent.get() && self.moving.moved().heard == 0
+        !self.is_closed() && !self.silent.get() && self.has_heard_nothing()
+    }
+
+    fn has_heard_nothing(&self) -> bool {
+        self.moving.moved().heard == 0
+    }
+
+    fn most_streams(&self) -> usize {
+        let said = self.send.borrow().current_max_send_streams();
+        if said == 1 && self.silent.get() && self.has_heard_nothing() {
+            MAX_STREAMS
+        } else {
+            said.min(MAX_STREAMS)
+        }
     }
 
     /// Waits until it is [new](Self::is_new) no more.
@@ -287,8 +301,7 @@ impl H2Connection {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        !self.is_closed()
-            && self.streams.get() < self.send.borrow().current_max_send_streams().min(MAX_STREAMS)
+        !self.is_closed() && self.streams.get() < self.most_streams()
     }
 
     /// Whether it has carried a request before.

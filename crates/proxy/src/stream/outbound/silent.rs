@@ -5,12 +5,14 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use meshwork_decision::{Cause, OutboundPort};
 use tokio::io::{AsyncRead as _, ReadBuf};
+use tokio::time::sleep;
 
-use super::{Shown, shown, speaks};
+use super::{DETECTION, Shown, shown, speaks};
 use crate::connections::Phase;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
@@ -22,6 +24,8 @@ use crate::stream::transfer::{self, Broken};
 use crate::stream::{Carried, reject};
 use crate::wire::Wire;
 
+/// How long a caller that gets no tunnel may still turn out to speak HTTP.
+const REFUSED: Duration = Duration::from_secs(1);
 /// How much of what a server says first is taken before the tunnel begins.
 const FIRST: usize = 1024;
 
@@ -45,11 +49,16 @@ pub(super) async fn carry(
     let mut up = match Box::pin(attempt::connect(&cx, &way, &mut journey)).await {
         Ok(up) => up,
         Err(failure) => {
-            // The proxy there knows its application for HTTP.
-            let is_http = failure.cause == Cause::DownstreamProtocolError;
-            let shown = if is_http { speaks(conn, &mut wire).await? } else { Shown::Silence };
-            if let Shown::Http(Some(http2)) = shown {
-                return Some(Late { wire, journey, http2 });
+            // Where the proxy there knows its application for HTTP it is that, and else may be: what stands in a tunnel's way need
+            // not stand in a request's, and is told in HTTP.
+            let patience = (failure.cause != Cause::DownstreamProtocolError).then_some(REFUSED);
+            match speaks(conn, &mut wire, patience).await {
+                Some(Shown::Http(Some(http2))) => return Some(Late { wire, journey, http2 }),
+                None if patience.is_none() => {
+                    journey.discard();
+                    return None;
+                }
+                _ => {}
             }
             journey.failed(&failure);
             reject::reset(wire.io.tcp());
@@ -88,6 +97,7 @@ enum First {
 /// # Errors
 /// A side broke, nothing came for too long, or the process stops.
 async fn first(conn: &Conn, wire: &mut Wire, up: &mut End) -> Result<First, Failure> {
+    let mut undecided = None;
     poll_fn(|cx| {
         loop {
             match shown(&wire.read) {
@@ -106,6 +116,13 @@ async fn first(conn: &Conn, wire: &mut Wire, up: &mut End) -> Result<First, Fail
         }
         if let Some(failure) = transfer::over(&conn.entry) {
             return Poll::Ready(Err(failure));
+        }
+        // What may yet become a method goes on like anything else that waits for an answer.
+        if !wire.read.is_empty() {
+            let undecided = undecided.get_or_insert_with(|| Box::pin(sleep(DETECTION)));
+            if undecided.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(First::Opaque(Bytes::new())));
+            }
         }
         conn.entry.watch(cx);
         let mut space = [0; FIRST];
