@@ -2,11 +2,15 @@
 //! one), or the default address.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use meshwork_api::{Client, ClientError};
 use serde::Deserialize;
 
 const DEFAULT: &str = "http://127.0.0.1:15014";
+
+/// How long a command waits for a server that says nothing: who runs it in a pipeline is to hear of one that hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Flags of every command that asks a server.
 #[derive(clap::Args, Clone, Debug)]
@@ -40,12 +44,12 @@ struct Endpoints {
 }
 
 impl ServerArgs {
-    /// A client for the server.
+    /// A client for the server, which gives up where nothing comes for [`PATIENCE`].
     ///
     /// # Errors
     /// The address is none.
     pub(crate) fn client(&self) -> Result<Client, ClientError> {
-        self.api.client_of(&self.data_dir)
+        Ok(self.api.client_of(&self.data_dir)?.with_patience(PATIENCE))
     }
 }
 

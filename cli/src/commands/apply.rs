@@ -12,6 +12,7 @@ use meshwork_api::apply::{Files, Reached, Stored};
 use meshwork_api::{ApplyClient, Client, ClientError};
 use meshwork_base::Tick;
 use meshwork_control_plane::folder::{FileChange, Folder};
+use meshwork_process::parse_duration;
 use serde_json::Value;
 
 use super::{Outcome, block_on};
@@ -116,7 +117,10 @@ pub(super) async fn finish(
     if wait.wait {
         let now = client.reached(stored.revision).await?;
         awaited(&now, &wait.timeout).iter().for_each(|note| output::note(note));
-        let reached = client.effective(stored.revision, &wait.timeout).await?;
+        // What is no time the server refuses at once.
+        let time = parse_duration(&wait.timeout).unwrap_or_default();
+        let waits = ApplyClient(client.0.that_waits(time));
+        let reached = waits.effective(stored.revision, &wait.timeout).await?;
         refusals(&client.0, &stored).await?;
         if format == Format::Table {
             output::print(&in_effect(stored.revision, &reached))?;

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::ask::{bad, spiffe_id};
 use super::{Explainer, body_of, probe};
 use crate::codes;
-pub(super) use gather::{Gathered, record};
+pub(super) use gather::{Gathered, node_of, record};
 pub(crate) use hop::Hop;
 pub(super) use hop::millis;
 

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -141,6 +142,7 @@ pub struct Client {
     server: String,
     way: Way,
     token: Option<String>,
+    patience: Option<Duration>,
 }
 
 impl fmt::Debug for Client {
@@ -163,7 +165,7 @@ impl Client {
             }
             Some(path) => {
                 let way = Way::Unix(Path::new(path).to_owned());
-                Ok(Self { server: address.to_owned(), way, token: None })
+                Ok(Self { server: address.to_owned(), way, token: None, patience: None })
             }
             None => Self::http(address),
         }
@@ -181,7 +183,7 @@ impl Client {
             return Err(wrong("the address must read http://HOST:PORT".to_owned()));
         }
         let pool = Pool::builder(TokioExecutor::new()).build_http();
-        Ok(Self { server, way: Way::Http(Box::new(pool)), token: None })
+        Ok(Self { server, way: Way::Http(Box::new(pool)), token: None, patience: None })
     }
 
     /// A client over HTTP/2 and TLS to a base URL such as `https://127.0.0.1:15012`; whom to trust and who we are is
@@ -193,13 +195,13 @@ impl Client {
         let server = base.trim_end_matches('/').to_owned();
         let way = TlsWay::new(&server, config)
             .map_err(|why| ClientError::Unexpected { server: server.clone(), why })?;
-        Ok(Self { server, way: Way::Tls(Arc::new(way)), token: None })
+        Ok(Self { server, way: Way::Tls(Arc::new(way)), token: None, patience: None })
     }
 
     /// A client that calls a role of the same process without a socket.
     #[must_use]
     pub fn in_memory(name: &str, role: Router) -> Self {
-        Self { server: name.to_owned(), way: Way::InMemory(role), token: None }
+        Self { server: name.to_owned(), way: Way::InMemory(role), token: None, patience: None }
     }
 
     /// The same client, naming itself by this token.
@@ -209,6 +211,20 @@ impl Client {
         self
     }
 
+    /// The same client, for whom nobody is there who says nothing for so long, be it the answer or its next part. What comes line
+    /// by line may pause.
+    #[must_use]
+    pub const fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
+    /// The same client, for a call that asks to wait for so long.
+    #[must_use]
+    pub fn that_waits(&self, time: Duration) -> Self {
+        Self { patience: self.patience.map(|patience| patience.saturating_add(time)), ..self.clone() }
+    }
+
     /// Whom it calls.
     #[must_use]
     pub fn server(&self) -> &str {
@@ -216,7 +232,7 @@ impl Client {
     }
 
     /// Sends a request to a path; an answer outside 2xx and 304 is an error. A call that waits (`wait=`) takes as long
-    /// as it asks for: a deadline is the caller's.
+    /// as it asks for: a deadline is the caller's, see [`Self::that_waits`].
     ///
     /// # Errors
     /// [`ClientError`].
@@ -281,7 +297,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn lines(&self, method: Method, path: &str, body: Bytes) -> Result<Lines, ClientError> {
         let request = self.request(method, path, &[], body)?;
-        let (head, body) = self.open(request).await?.into_parts();
+        let (head, body) = self.in_time(Box::pin(self.open(request))).await??.into_parts();
         if head.status.is_success() {
             return Ok(Lines { server: self.server.clone(), body, read: BytesMut::new() });
         }
@@ -291,26 +307,39 @@ impl Client {
         Err(ClientError::Unexpected { server: self.server.clone(), why })
     }
 
-    async fn whole(&self, body: Opened) -> Result<Bytes, ClientError> {
-        let unreachable = |cause: String| ClientError::Unreachable { server: self.server.clone(), cause };
-        match body {
-            Opened::Remote(body) => {
-                let read = Limited::new(body, MAX_ANSWER).collect().await;
-                Ok(read.map_err(|error| unreachable(error.to_string()))?.to_bytes())
+    async fn whole(&self, mut body: Opened) -> Result<Bytes, ClientError> {
+        let mut read = BytesMut::new();
+        while let Some(piece) = self.in_time(body.piece()).await? {
+            let piece = piece.map_err(|cause| self.unreachable(cause))?;
+            if read.len() + piece.len() > MAX_ANSWER {
+                return Err(self.unreachable(format!("an answer longer than {MAX_ANSWER} bytes")));
             }
-            Opened::Local(body) => {
-                axum::body::to_bytes(body, MAX_ANSWER).await.map_err(|error| unreachable(error.to_string()))
-            }
+            read.extend_from_slice(&piece);
         }
+        Ok(read.freeze())
+    }
+
+    fn unreachable(&self, cause: String) -> ClientError {
+        ClientError::Unreachable { server: self.server.clone(), cause }
+    }
+
+    /// Does one step of an answer, for which it has patience. A large one is boxed: it is kept twice here.
+    async fn in_time<T>(&self, step: impl Future<Output = T>) -> Result<T, ClientError> {
+        let Some(patience) = self.patience else { return Ok(step.await) };
+        tokio::time::timeout(patience, step).await.map_err(|_| {
+            self.unreachable(format!(
+                "nothing has come from it for {patience:?}, it hangs or has too much to do"
+            ))
+        })
     }
 
     async fn carry(&self, request: Request<Bytes>) -> Result<Answer, ClientError> {
-        let (head, body) = self.open(request).await?.into_parts();
+        let (head, body) = self.in_time(Box::pin(self.open(request))).await??.into_parts();
         Ok(Answer { status: head.status, headers: head.headers, body: self.whole(body).await? })
     }
 
     async fn open(&self, request: Request<Bytes>) -> Result<http::Response<Opened>, ClientError> {
-        let unreachable = |cause: String| ClientError::Unreachable { server: self.server.clone(), cause };
+        let unreachable = |cause: String| self.unreachable(cause);
         let incoming = match &self.way {
             Way::Http(pool) => {
                 pool.request(request.map(Full::new)).await.map_err(|error| unreachable(whole(&error)))?
@@ -439,6 +468,9 @@ pub(crate) fn body(value: &impl serde::Serialize) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
     use super::*;
     use axum::response::IntoResponse;
     use axum::routing::get;
@@ -487,6 +519,50 @@ mod tests {
         let server = tokio::spawn(async move { axum::serve(listener, role()).await });
         same_answers(Client::of(&format!("unix:{}", path.display())).unwrap()).await;
         server.abort();
+    }
+
+    /// An answer that has begun and does not go on.
+    struct Begins(bool);
+
+    impl hyper::body::Body for Begins {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+            if std::mem::replace(&mut self.0, true) {
+                return Poll::Pending;
+            }
+            Poll::Ready(Some(Ok(hyper::body::Frame::data(Bytes::from_static(b"one\n")))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_accepts_and_says_nothing_is_not_waited_for_longer_than_there_is_patience() {
+        let (patience, hour) = (Duration::from_secs(30), Duration::from_secs(3_600));
+        let silent = Router::new()
+            .route("/", get(std::future::pending::<()>))
+            .route("/begins", get(|| async { Body::new(Begins(false)) }));
+        let client = Client::in_memory("role", silent).with_patience(patience);
+        for (client, seconds) in [(client.clone(), 30), (client.that_waits(Duration::from_secs(600)), 630)] {
+            for path in ["/", "/begins"] {
+                let began = tokio::time::Instant::now();
+                let sent = client.send(Method::GET, path, &[], Bytes::new());
+                let error = tokio::time::timeout(hour, sent).await.expect("it gives up").unwrap_err();
+                assert!(began.elapsed().as_secs().abs_diff(seconds) <= 1, "{path}: {:?}", began.elapsed());
+                let told = error.to_string();
+                assert!(told.contains(&format!("nothing has come from it for {seconds}s")), "{told}");
+                assert!(error.is_temporary());
+            }
+        }
+        let error = client.lines(Method::GET, "/", Bytes::new()).await.unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+        let mut lines = client.lines(Method::GET, "/begins", Bytes::new()).await.unwrap();
+        assert_eq!(lines.next().await.unwrap().as_deref(), Some(&b"one"[..]));
+        let later = tokio::time::timeout(hour, lines.next()).await;
+        assert!(later.is_err(), "what comes line by line may pause");
     }
 
     #[test]

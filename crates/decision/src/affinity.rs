@@ -157,10 +157,15 @@ fn of_values<'v>(values: impl Iterator<Item = &'v [u8]>) -> Option<u64> {
     values.map(|value| xxh64(value, 0)).fold(None, |before, hash| joined(before, Some(hash)))
 }
 
-/// The value of the first cookie of this name (RFC 6265 section 4.2), without quotes around it.
+/// The value of the first cookie of this name, see [`cookies`].
 pub(crate) fn cookie<'r>(request: &'r impl RequestView, name: &'r str) -> Option<&'r [u8]> {
+    cookies(request, name).next()
+}
+
+/// The values of the cookies of this name (RFC 6265 section 4.2), without quotes around them.
+pub(crate) fn cookies<'r>(request: &'r impl RequestView, name: &'r str) -> impl Iterator<Item = &'r [u8]> {
     let pairs = request.header("cookie").flat_map(|field| field.split(|&byte| byte == b';'));
-    pairs.map(<[u8]>::trim_ascii).find_map(|pair| {
+    pairs.map(<[u8]>::trim_ascii).filter_map(move |pair| {
         let value = pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
         let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
         Some(bare.unwrap_or(value))

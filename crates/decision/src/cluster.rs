@@ -665,7 +665,7 @@ impl Cluster {
     /// # Errors
     /// The limit that is reached.
     pub fn admit_connection(&self, endpoint: &Endpoint) -> Result<ConnectionPermit, ConnectionLimit> {
-        ConnectionPermit::take(&self.shared, &self.limits, endpoint)
+        ConnectionPermit::take(&self.shared, endpoint)
     }
 
     /// A limit of connections has made something wait.

@@ -414,6 +414,13 @@ impl EndpointSet {
         self.beginners.as_ref()?.at(&self.all, now)
     }
 
+    /// Where nobody has asked for slow start so far, those that could be called began before it is asked for.
+    pub(crate) fn begun_long_ago(&self) {
+        if self.beginners.is_none() {
+            self.all.iter().filter(|e| e.excluded.is_none()).for_each(|e| e.stats.begun.long_ago());
+        }
+    }
+
     /// One of the endpoints is back: where that counts, it begins like a new one.
     pub(crate) fn begins(&self, endpoint: &Endpoint, now: Tick) {
         if let Some(beginners) = &self.beginners {

@@ -102,6 +102,13 @@ impl AppState {
         self.shared.gate.get_or_init(Arc::default)
     }
 
+    /// What its policy says from now on.
+    pub(crate) fn is_under(&self, overload: Option<&Arc<Overload>>) {
+        if let Some(gate) = self.shared.gate.get() {
+            gate.is_under(overload);
+        }
+    }
+
     /// Its fastest answer of late, if enough are known.
     #[must_use]
     pub fn fastest(&self, now: Tick) -> Option<Duration> {

@@ -15,7 +15,7 @@ use crate::cause::Cause;
 use crate::cluster::ClusterShared;
 use crate::endpoint::{Endpoint, EndpointStats};
 pub use room::AwaitedRoom;
-pub(crate) use room::Room;
+pub(crate) use room::{Room, is_raised};
 
 /// Requests that wait for a connection to a service where no policy says how many may.
 const DEFAULT_PENDING: u32 = 4_096;
@@ -136,7 +136,7 @@ impl Usage {
     }
 }
 
-/// The limits of connections in force, for connections that were made under others. 0: none.
+/// The limits of connections in force, also for connections that were made, and for those who wait, under others. 0: none.
 #[derive(Debug, Default)]
 pub(crate) struct InForce {
     of_service: AtomicU32,
@@ -144,11 +144,31 @@ pub(crate) struct InForce {
 }
 
 impl InForce {
-    pub(crate) fn set(&self, limits: &Limits) {
-        let [of_service, of_endpoint] = [limits.max_connections, limits.max_connections_per_endpoint];
-        self.of_service.store(of_service.unwrap_or(0), Ordering::Relaxed);
-        self.of_endpoint.store(of_endpoint.unwrap_or(0), Ordering::Relaxed);
+    /// From now on these; true: there may be more connections than before.
+    pub(crate) fn set(&self, limits: &Limits) -> bool {
+        let limits = [
+            (&self.of_service, limits.max_connections),
+            (&self.of_endpoint, limits.max_connections_per_endpoint),
+        ];
+        let raised = limits.map(|(limit, new)| {
+            let before = limit.swap(new.unwrap_or(0), Ordering::Relaxed);
+            before != 0 && new.is_none_or(|new| new > before)
+        });
+        raised.contains(&true)
     }
+
+    fn of_service(&self) -> Option<u32> {
+        some(self.of_service.load(Ordering::Relaxed))
+    }
+
+    fn of_endpoint(&self) -> Option<u32> {
+        some(self.of_endpoint.load(Ordering::Relaxed))
+    }
+}
+
+/// A limit as it is kept where 0 stands for none.
+fn some(limit: u32) -> Option<u32> {
+    (limit > 0).then_some(limit)
 }
 
 /// How much more there is than a limit allows.
@@ -187,9 +207,9 @@ impl Permit {
     }
 
     /// A connection of the service, of which a refusal is not counted.
-    fn connection(shared: &Arc<ClusterShared>, limits: &Limits) -> Option<Self> {
+    fn connection(shared: &Arc<ClusterShared>) -> Option<Self> {
         let what = Limited::Connection;
-        let is_within = add_within(&shared.usage.0[what as usize], limits.in_force(what));
+        let is_within = add_within(&shared.usage.0[what as usize], shared.in_force.of_service());
         is_within.then(|| Self { shared: Arc::clone(shared), what, at: None })
     }
 
@@ -289,17 +309,13 @@ pub enum ConnectionLimit {
 }
 
 impl ConnectionPermit {
-    /// A refusal is not counted.
+    /// By the limits of this moment: whoever waits may have come under others. A refusal is not counted.
     ///
     /// # Errors
     /// The limit that is reached.
-    pub(crate) fn take(
-        shared: &Arc<ClusterShared>,
-        limits: &Limits,
-        endpoint: &Endpoint,
-    ) -> Result<Self, ConnectionLimit> {
-        let of_service = Permit::connection(shared, limits).ok_or(ConnectionLimit::Service)?;
-        if add_within(&endpoint.stats.connections, limits.max_connections_per_endpoint) {
+    pub(crate) fn take(shared: &Arc<ClusterShared>, endpoint: &Endpoint) -> Result<Self, ConnectionLimit> {
+        let of_service = Permit::connection(shared).ok_or(ConnectionLimit::Service)?;
+        if add_within(&endpoint.stats.connections, shared.in_force.of_endpoint()) {
             return Ok(Self { of_service: Some(of_service), endpoint: Arc::clone(&endpoint.stats) });
         }
         drop(of_service);
@@ -369,11 +385,12 @@ mod tests {
 
     #[test]
     fn an_endpoint_has_a_limit_of_its_own_within_the_service_s() {
-        let shared = Arc::default();
+        let shared: Arc<ClusterShared> = Arc::default();
         let limits =
             Limits { max_connections: Some(3), max_connections_per_endpoint: Some(2), ..Limits::default() };
+        shared.in_force.set(&limits);
         let [one, other] = [1, 2].map(|id| crate::tests::endpoint(id, 1));
-        let connect = |to| ConnectionPermit::take(&shared, &limits, to);
+        let connect = |to| ConnectionPermit::take(&shared, to);
         let first = connect(&one).unwrap();
         let _second = connect(&one).unwrap();
         assert_eq!(connect(&one).unwrap_err(), ConnectionLimit::Endpoint);
@@ -388,7 +405,7 @@ mod tests {
     fn a_connection_knows_how_many_there_are_beyond_limits_that_have_fallen() {
         let shared: Arc<ClusterShared> = Arc::default();
         let [one, other] = [1, 2].map(|id| crate::tests::endpoint(id, 1));
-        let connect = |to| ConnectionPermit::take(&shared, &Limits::default(), to).unwrap();
+        let connect = |to| ConnectionPermit::take(&shared, to).unwrap();
         let (mut of_one, of_other) = (Vec::from([0; 3].map(|_| connect(&one))), connect(&other));
         let beyond = |of: &ConnectionPermit, max_connections, max_connections_per_endpoint| {
             shared.in_force.set(&Limits {
@@ -441,17 +458,18 @@ mod tests {
 
     #[test]
     fn a_connection_that_is_refused_counts_not_even_for_a_moment() {
-        let shared = Arc::default();
+        let shared: Arc<ClusterShared> = Arc::default();
         let one = crate::tests::endpoint(1, 1);
         for limits in [
             Limits { max_connections: Some(1), ..Limits::default() },
             Limits { max_connections_per_endpoint: Some(1), ..Limits::default() },
         ] {
-            let _held = ConnectionPermit::take(&shared, &limits, &one).unwrap();
+            shared.in_force.set(&limits);
+            let _held = ConnectionPermit::take(&shared, &one).unwrap();
             std::thread::scope(|scope| {
                 let asks = scope.spawn(|| {
                     for _ in 0..100_000 {
-                        assert!(ConnectionPermit::take(&shared, &limits, &one).is_err());
+                        assert!(ConnectionPermit::take(&shared, &one).is_err());
                     }
                 });
                 while !asks.is_finished() {

@@ -55,6 +55,13 @@ impl Overload {
     pub fn priority(&self, request: &impl RequestView) -> Priority {
         priority_of(&self.priorities, request)
     }
+
+    /// The same, by which nobody has to wait.
+    fn without_limit(&self) -> Self {
+        let concurrency =
+            AdaptiveConcurrency { min_concurrency: u32::MAX, max_concurrency: u32::MAX, ..self.concurrency };
+        Self { origin: Arc::clone(&self.origin), concurrency, queue: self.queue, priorities: Box::default() }
+    }
 }
 
 /// How much a request matters: the first rule that matches says it.

@@ -7,7 +7,8 @@
 //!
 //! *Precedence*: a session goes before the weights of the rule's backends, also before a weight of 0, and before the
 //! balancer. An endpoint that is gone, unwell, draining or ejected, or that has failed this request already, ends it: the
-//! request is balanced, and the session is with whoever answers.
+//! request is balanced, and the session is with whoever answers. Of several that a caller brings the first counts that leads to
+//! somebody.
 //!
 //! *Time*: with an absolute timeout the caller's value says until when it holds, with an idle timeout when it was last used as
 //! well: `TOKEN.UNTIL.USED`, in hexadecimal milliseconds since 1970, of which UNTIL may be empty. It is made anew
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use meshwork_base::Tick;
 
-use crate::affinity::{NewCookie, cookie};
+use crate::affinity::{NewCookie, cookies};
 use crate::balance::{stir, xxh64};
 use crate::cluster::Cluster;
 use crate::endpoint::Endpoint;
@@ -30,6 +31,10 @@ use crate::route::{Backend, Rule, Target};
 /// For one in so many parts of the idle timeout, or [`LONGEST_UNTOLD`], nobody is told that a session was used.
 const PART_UNTOLD: u32 = 10;
 const LONGEST_UNTOLD: Duration = Duration::from_secs(60);
+
+/// So many sessions of one request are looked at. A browser sends several cookies of one name where they were set for different
+/// paths, as before and after a rule's path was changed; each costs a look at every endpoint.
+const MOST: usize = 4;
 
 /// How the sessions of a rule are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,12 +95,19 @@ impl SessionPersistence {
         stir(stir(endpoint.fingerprint ^ self.salt).wrapping_add(self.salt))
     }
 
-    /// What a request brings, unless its time is over. `wall` is civil time since 1970.
-    fn brought(&self, request: &impl RequestView, wall: Duration) -> Option<Brought> {
-        let value = match self.carrier {
-            Carrier::SessionCookie | Carrier::PermanentCookie => cookie(request, &self.name)?,
-            Carrier::Header => request.header(&self.name).next()?,
-        };
+    /// What a request brings, without what is over. `wall` is civil time since 1970.
+    fn brought<'r>(
+        &'r self,
+        request: &'r impl RequestView,
+        wall: Duration,
+    ) -> impl Iterator<Item = Brought> + 'r {
+        let is_cookie = self.carrier != Carrier::Header;
+        let of_cookies = is_cookie.then(|| cookies(request, &self.name)).into_iter().flatten();
+        let of_headers = (!is_cookie).then(|| request.header(&self.name)).into_iter().flatten();
+        of_cookies.chain(of_headers).take(MOST).filter_map(move |value| self.read(value, wall))
+    }
+
+    fn read(&self, value: &[u8], wall: Duration) -> Option<Brought> {
         let mut parts = std::str::from_utf8(value).ok()?.split('.');
         let token = parts.next().filter(|token| token.len() == 16)?;
         let (until, used) = (number(parts.next())?, number(parts.next())?);
@@ -196,7 +208,11 @@ impl Rule {
     /// The endpoint that the caller's session is with, if there is one and it can be called.
     pub fn resume(&self, request: &impl RequestView, wall: Duration, now: Tick) -> Option<Resumed<'_>> {
         let persistence = self.session_persistence()?;
-        let Brought { token, renewal } = persistence.brought(request, wall)?;
+        persistence.brought(request, wall).find_map(|brought| self.resumed(persistence, brought, now))
+    }
+
+    fn resumed(&self, persistence: &SessionPersistence, brought: Brought, now: Tick) -> Option<Resumed<'_>> {
+        let Brought { token, renewal } = brought;
         self.backends.iter().find_map(|backend| {
             let Target::Cluster(cluster) = &backend.target else { return None };
             let set = cluster.endpoints();

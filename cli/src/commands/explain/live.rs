@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 
 use bytes::Bytes;
+use meshwork_process::parse_duration;
 use serde_json::{Value, json};
 
 use super::{Arguments, Request, note_of_method, steps, text};
@@ -31,7 +32,8 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     });
     let body = Bytes::from(question.to_string());
     let kind = [("content-type", "application/json")];
-    let client = arguments.server.client()?;
+    // What is no time the server refuses at once.
+    let client = arguments.server.client()?.that_waits(parse_duration(timeout).unwrap_or_default());
     note_of_method(method.as_deref());
     if std::io::stderr().is_terminal() {
         output::note(&format!("waiting at most {timeout} for a request that matches"));

@@ -187,7 +187,7 @@ fn is_below(parents: &[Option<usize>], at: usize, above: usize) -> bool {
 }
 
 /// The proxy before an endpoint of the mesh.
-fn node_of(attempt: &Attempt) -> Option<String> {
+pub(in crate::explain) fn node_of(attempt: &Attempt) -> Option<String> {
     let id = SpiffeId::parse(&attempt.spiffe_id).ok()?;
     Some(format!("{}/{}", id.namespace(), attempt.instance))
 }

@@ -100,19 +100,19 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
 
 fn find(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
     let start = |at: usize| record(&hops[at]).start_unix_ns;
-    // What becomes of a copy is nobody's fault: nobody waits for it.
-    let is_copy = |at: &usize| record(&hops[*at]).mirrored;
-    let roots = (0..hops.len()).filter(|at| parents[*at].is_none() && !is_copy(at));
+    let way = Way { hops, parents };
+    // What becomes of it is nobody's fault.
+    let is_superfluous = |at: &usize| way.is_superfluous(*at);
+    let roots = (0..hops.len()).filter(|at| parents[*at].is_none() && !is_superfluous(at));
     let mut at = roots.min_by_key(|at| (!failed(&hops[*at]), start(*at)))?;
     let root = at;
-    let way = Way { hops, parents };
     let mut may_be_usual = true;
     // A quick hop below a slow one is kept for its sake: that it is not slow itself says nothing of where the time went.
     let mut was_slow = false;
     // Parents never form a ring, yet nothing here shall hang on that.
     for _ in 0..hops.len() {
         let is_below =
-            |below: &usize| parents[*below] == Some(at) && !is_copy(below) && !way.outlasts(*below);
+            |below: &usize| parents[*below] == Some(at) && !is_superfluous(below) && !way.outlasts(*below);
         let below = || (0..hops.len()).filter(is_below);
         let is_slow = !failed(&hops[at]) && record(&hops[at]).kept == "slow";
         was_slow |= is_slow;

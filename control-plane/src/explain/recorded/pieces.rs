@@ -10,7 +10,7 @@ use super::blame::Who;
 use crate::explain::live::record;
 
 /// What an attempt is written down with that another one beside it made superfluous.
-const HEDGE_LOST: &str = "hedge_lost";
+pub(super) const HEDGE_LOST: &str = "hedge_lost";
 
 /// One kind of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 mod ended;
 mod fields;
+mod hedges;
 mod pieces;
 mod sides;
 mod unusual;

@@ -166,7 +166,7 @@ impl<'a> Way<'a> {
         // Parents never form a ring, yet nothing here shall hang on that.
         for _ in 0..=self.hops.len() {
             match above {
-                Some(hop) if self.is(hop).mirrored => return false,
+                Some(hop) if self.is_superfluous(hop) => return false,
                 Some(hop) if hop == root => return true,
                 Some(hop) => above = self.parents[hop],
                 None => return false,
@@ -178,8 +178,9 @@ impl<'a> Way<'a> {
     /// What a call came in as.
     fn came_of(&self, at: usize) -> impl Iterator<Item = usize> {
         let has_come = move |below: &usize| {
-            let is = self.is(*below);
-            self.parents[*below] == Some(at) && is.side() == Side::Inbound && !is.mirrored
+            self.parents[*below] == Some(at)
+                && self.is(*below).side() == Side::Inbound
+                && !self.is_superfluous(*below)
         };
         (0..self.hops.len()).filter(has_come)
     }

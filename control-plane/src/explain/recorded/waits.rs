@@ -6,7 +6,9 @@ use meshwork_messages::v1::{RequestRecord, request_record::Side};
 use meshwork_xds::server::Observed;
 
 use super::blame::failed;
-use crate::explain::live::record;
+use super::ended::was_cut;
+use super::pieces::HEDGE_LOST;
+use crate::explain::live::{node_of, record};
 
 /// That a call is over is written down a little after its application has heard of it, and gone on.
 pub(super) const SLACK_NS: u64 = 1_000_000;
@@ -52,6 +54,25 @@ impl<'a> Way<'a> {
 
     pub(super) fn end(&self, at: usize) -> u64 {
         self.is(at).start_unix_ns.saturating_add(self.is(at).duration_ns)
+    }
+
+    /// Whether nobody waited for what became of it: a copy, or an attempt that was taken back since another one beside it had been
+    /// answered.
+    pub(super) fn is_superfluous(&self, at: usize) -> bool {
+        self.is(at).mirrored || self.has_lost(at)
+    }
+
+    /// Whether its caller cut it off as a hedge that had lost. Of several attempts at one instance that one may be another.
+    fn has_lost(&self, at: usize) -> bool {
+        let Some(caller) = self.parents[at].filter(|_| was_cut(&self.hops[at])) else { return false };
+        let node = &self.hops[at].proxy.node.id;
+        let attempts = self.hops[caller].observation.attempts.iter();
+        let mut causes = attempts
+            .filter(|attempt| node_of(attempt).as_ref() == Some(node))
+            .map(|attempt| &*attempt.cause)
+            .filter(|cause| !cause.is_empty())
+            .peekable();
+        causes.peek().is_some() && causes.all(|cause| cause == HEDGE_LOST)
     }
 
     /// Whether a call went on after what it was made for had been answered well: nobody waited for its end.

@@ -71,19 +71,34 @@ fn on_layer_4(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)
     const WHY: &str = "nobody looks into its connections, and it is about requests; remove it, or say with \
                        `appProtocol` that the port speaks HTTP";
     let limits = policy.limits.unwrap_or_default();
-    let lasts = policy.timeouts.as_ref().is_some_and(|timeouts| timeouts.max_stream_ms != 0);
+    let timeouts = policy.timeouts.unwrap_or_default();
+    let per_try = policy.retry.as_ref().is_some_and(|retry| retry.per_try_timeout_ms != 0);
     let parts = [
         (policy.rate_limit.is_some(), "rateLimit"),
         (policy.fault_injection.is_some(), "faultInjection"),
         (policy.admission_control.is_some(), "admissionControl"),
         (policy.overload.is_some(), "overload"),
         (policy.hedge.is_some(), "hedge"),
-        (lasts, "timeouts.maxStreamDuration"),
+        (timeouts.request_ms != 0, "timeouts.request"),
+        (timeouts.stream_idle_ms != 0, "timeouts.streamIdle"),
+        (timeouts.max_stream_ms != 0, "timeouts.maxStreamDuration"),
+        (timeouts.caller_deadline != 0, "timeouts.callerDeadline"),
+        (per_try, "retry.perTryTimeout"),
+        (limits.max_requests != 0, "limits.maxRequests"),
         (limits.max_pending_requests != 0, "limits.maxPendingRequests"),
         (limits.max_pending_requests_per_endpoint != 0, "limits.perEndpoint.maxPendingRequests"),
     ];
     if let Some((_, part)) = parts.into_iter().find(|(is_there, _)| *is_there) {
         return Some((part, WHY));
+    }
+    // Who asks for no retries at all names none.
+    let on =
+        policy.retry.as_ref().filter(|retry| retry.attempts != Some(0)).and_then(|retry| retry.on.as_ref());
+    if on.is_some_and(|on| !on.connect_failure) {
+        return Some((
+            "retry.on",
+            "into its connections nobody looks, so that only making one is repeated; add `connect-failure`",
+        ));
     }
     let rules = policy.load_balancer.as_ref().map_or(&[][..], |balancer| &balancer.hash_policy);
     let by_address = rules.iter().any(|rule| matches!(rule.kind, Some(Kind::SourceAddress(_))));

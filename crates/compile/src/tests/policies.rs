@@ -500,6 +500,13 @@ fn what_is_about_requests_is_refused_where_nobody_sees_them() {
     let parts = [
         "faultInjection: {delay: {time: 1s}}",
         "timeouts: {maxStreamDuration: 1m}",
+        "timeouts: {connect: 1s, request: 1s}",
+        "timeouts: {streamIdle: 1m}",
+        "timeouts: {callerDeadline: Accept}",
+        "limits: {maxConnections: 5, maxRequests: 5}",
+        "retry: {attempts: 2, perTryTimeout: 1s}",
+        "retry: {attempts: 2, on: [503]}",
+        "retry: {attempts: 2, on: [reset, unavailable]}",
         "hedge: {delay: 1s}",
         "limits: {maxConnections: 5, maxPendingRequests: 5}",
         "limits: {perEndpoint: {maxConnections: 5, maxPendingRequests: 5}}",
@@ -511,7 +518,18 @@ fn what_is_about_requests_is_refused_where_nobody_sees_them() {
         let narrowed = told_at(&world, "s, sectionName: sql", &both, said);
         assert_eq!(narrowed, "s Accepted=False Invalid", "{said}");
     }
-    for said in [address, "timeouts: {connect: 1s}", "limits: {perEndpoint: {maxConnections: 5}}"] {
+    let in_force = [
+        address,
+        "timeouts: {connect: 1s, idle: 1m}",
+        "limits: {maxRetries: 2, perEndpoint: {maxConnections: 5, maxRequests: 5}}",
+        "retry: {attempts: 2}",
+        "retry: {attempts: 2, on: [5xx]}",
+        "retry: {attempts: 2, on: [503, connect-failure]}",
+        "retry: {attempts: 0, on: [503]}",
+        // A connection that is slow to come is a slow call.
+        "circuitBreaker: {slowCalls: {after: 1s}}",
+    ];
+    for said in in_force {
         assert_eq!(told_at(&world, "s", &sql, said), "s Accepted=True Accepted", "{said}");
     }
 }

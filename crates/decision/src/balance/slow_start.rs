@@ -10,6 +10,8 @@
 //! ejection or closed its breaker, when its checks pass again, when it is no longer ejected for everybody, when the registry
 //! takes it in again, and when another instance is behind its address.
 //!
+//! Where slow start is asked for later, those that are there by then began long ago.
+//!
 //! *Where it counts.* A draw that meets an endpoint takes it with the chance of its share, else draws again; where draws
 //! find nobody, one is drawn by share among all that fit. So each comes up in proportion to weight and share. What it
 //! has under way weighs accordingly more. Who is unwell is passed by first: one that has just begun is better than one
@@ -80,6 +82,11 @@ impl Begun {
 
     fn at(&self, now: Tick) {
         self.0.store(now.as_nanos().max(1), Ordering::Relaxed);
+    }
+
+    /// It began before anything that is counted, unless it is known when.
+    pub(crate) fn long_ago(&self) {
+        _ = self.0.compare_exchange(0, 1, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// It begins with the first request that could go to it from now on.

@@ -20,6 +20,7 @@ use super::{Changed, Held};
 use crate::cluster::{Cluster, ClusterKey};
 use crate::convert::{PortSpec, ServiceSpec};
 use crate::hostname::{HostMap, HostPattern};
+use crate::limits::is_raised;
 use crate::policy::{
     Attached, Pool, RequestPolicy, RulePolicy, ServiceWords, TargetKey, TargetKind, namespace_of,
 };
@@ -159,7 +160,12 @@ impl Built {
         let alike =
             |b: &&Arc<Cluster>| b.protocol == port.protocol && b.proxy_protocol == said.proxy_protocol;
         let shared = before.filter(alike).map(|b| Arc::clone(&b.shared)).unwrap_or_default();
-        shared.in_force.set(&said.limits);
+        if shared.in_force.set(&said.limits) {
+            is_raised(&shared);
+        }
+        if let Some(gate) = shared.gate.get() {
+            gate.is_under(said.overload.as_ref());
+        }
         if said.outlier.is_none()
             && let Some(before) = before.filter(|before| before.outlier_detection.is_some())
         {

@@ -40,6 +40,9 @@ impl EndpointIds {
     pub(super) fn update(&mut self, held: &Held, cluster: &Cluster) {
         let Some(service) = held.services.get(&cluster.key.service) else { return };
         let before = cluster.endpoints();
+        if cluster.slow_start.is_some() {
+            before.begun_long_ago();
+        }
         let mut known: HashMap<SocketAddr, Places<&Arc<Endpoint>>> = HashMap::new();
         for endpoint in before.all() {
             known.entry(endpoint.address()).or_default().push(endpoint);

@@ -5,6 +5,9 @@
 //! those who wait for its endpoint's limit, then of those who wait for its service's. Nobody else pays for it: where nobody
 //! waits, one word is read.
 //!
+//! A limit that is raised, or gone, calls all who wait: what they look at is the limit of that moment, whatever was in force when
+//! they came.
+//!
 //! Whoever joins the line looks for room once more after that: a connection that ended before has called nobody.
 
 use std::collections::BTreeMap;
@@ -70,6 +73,16 @@ impl Room {
         drop(line);
         called.map(|(_, call)| call()).is_some()
     }
+
+    /// Calls all who wait, since the limit is another one. Whoever was refused by the one before and has not joined yet takes
+    /// the lock after this, and looks once more.
+    fn call_all(&self) {
+        let mut line = self.line.lock();
+        let called = mem::take(&mut line.waiting);
+        self.waiting.store(0, Ordering::Release);
+        drop(line);
+        called.into_values().for_each(|call| call());
+    }
 }
 
 impl fmt::Debug for Room {
@@ -83,6 +96,14 @@ pub(super) fn is_free(service: &ClusterShared, endpoint: &EndpointStats) {
     if !endpoint.room.call_one() {
         service.room.call_one();
     }
+}
+
+/// A limit has been raised: all who wait look by themselves.
+pub(crate) fn is_raised(service: &ClusterShared) {
+    for endpoint in service.endpoints.load().all() {
+        endpoint.stats.room.call_all();
+    }
+    service.room.call_all();
 }
 
 /// One who waits for a connection. Dropping it gives its place up; if it was called and has no use for it, the next one is

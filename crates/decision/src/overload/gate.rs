@@ -179,6 +179,17 @@ impl Gate {
         })
     }
 
+    /// What the policy says from now on; none: nothing is held back any more. Whoever waits hears of it also where nobody comes.
+    pub(crate) fn is_under(self: &Arc<Self>, config: Option<&Arc<Overload>>) {
+        let now = self.state.lock().now;
+        self.with(now, |state, called| {
+            let Some(known) = state.config.as_ref().filter(|known| config != Some(*known)) else { return };
+            let config = config.cloned().unwrap_or_else(|| Arc::new(known.without_limit()));
+            state.follow(&config);
+            state.limiter.goes_by(&config, now, called);
+        });
+    }
+
     /// Calls whoever may go on by now, though nobody has come or gone.
     pub fn goes_by(self: &Arc<Self>, now: Tick) {
         self.with(now, |state, called| {

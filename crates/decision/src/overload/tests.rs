@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use meshwork_base::{SeededRng, Tick};
@@ -507,6 +508,55 @@ fn another_policy_is_in_effect_with_the_first_who_comes_by_it() {
         let _pass = gate.enter_at_once(&config, Priority::Default, at(limit.into())).expect("there is room");
         assert_eq!(gate.view(Tick::ZERO).limit, limit);
     }
+}
+
+#[test]
+fn whoever_waits_hears_of_another_policy_though_nobody_comes() {
+    let gate = Arc::new(Gate::default());
+    let one = Arc::new(fixed(1, QUEUE));
+    let first = gate.enter_at_once(&one, Priority::Default, at(0)).expect("there is room");
+    let waits = || {
+        let (call, called) = sync_channel(1);
+        let who = move || move |what| call.send(what).expect("somebody listens");
+        let Ok(Entered::Waits(waiting)) = gate.enter(&one, Priority::Default, at(1), who) else {
+            panic!("there is no room");
+        };
+        (waiting, called)
+    };
+    let all = [(); 4].map(|()| waits());
+    let called = || all.iter().filter_map(|(_, called)| called.try_recv().ok()).collect::<Vec<_>>();
+    gate.is_under(Some(&one));
+    assert!(called().is_empty(), "it is the same");
+    gate.is_under(Some(&Arc::new(fixed(3, QUEUE))));
+    let two = called();
+    assert!(two.len() == 2 && two.iter().all(Result::is_ok), "three at once: {two:?}");
+    gate.is_under(None);
+    let rest = called();
+    assert!(rest.len() == 2 && rest.iter().all(Result::is_ok), "nothing is held back: {rest:?}");
+    drop((first, two));
+    let again = gate.enter_at_once(&one, Priority::Default, at(2));
+    assert_eq!(again.err(), Some(Shed::Concurrency), "a policy that comes later counts those");
+    drop(rest);
+    assert!(gate.enter_at_once(&one, Priority::Default, at(3)).is_ok());
+}
+
+#[test]
+fn whoever_waits_does_so_no_longer_than_another_policy_says() {
+    let gate = Arc::new(Gate::default());
+    let one = Arc::new(fixed(1, QUEUE));
+    let _first = gate.enter_at_once(&one, Priority::Default, at(0)).expect("there is room");
+    let (call, called) = sync_channel(2);
+    let _both = [(); 2].map(|()| {
+        let call = call.clone();
+        let who = move || move |what| call.send(what).expect("somebody listens");
+        gate.enter(&one, Priority::Default, at(1), who).expect("it may wait")
+    });
+    gate.goes_by(at(50));
+    assert!(called.try_recv().is_err());
+    gate.is_under(Some(&Arc::new(fixed(1, Queue { max_wait: MS * 10, ..QUEUE }))));
+    gate.goes_by(at(51));
+    assert_eq!(called.try_recv().expect("it is sent away").err(), Some(Shed::QueueTime));
+    assert!(called.try_recv().is_err(), "the last one stays, so that there is somebody");
 }
 
 #[test]

@@ -14,6 +14,12 @@ fn kept(carrier: Carrier, absolute_timeout: Option<Duration>) -> SessionPersiste
     SessionPersistence { name: "sid".into(), carrier, absolute_timeout, idle_timeout: None, salt: 7 }
 }
 
+impl SessionPersistence {
+    fn first(&self, request: &OwnedRequest, wall: Duration) -> Option<Brought> {
+        self.brought(request, wall).next()
+    }
+}
+
 fn back(session: &NewSession) -> OwnedRequest {
     let get = OwnedRequest::get("h", "/");
     match session {
@@ -30,7 +36,7 @@ fn what_is_answered_leads_back_in_each_carrier() {
     for carrier in [Carrier::SessionCookie, Carrier::PermanentCookie, Carrier::Header] {
         let session = kept(carrier, Some(Duration::from_secs(60)));
         let brought =
-            session.brought(&back(&session.begin(&one, "/", WALL)), WALL).map(|brought| brought.token);
+            session.first(&back(&session.begin(&one, "/", WALL)), WALL).map(|brought| brought.token);
         assert_eq!(brought, Some(session.token(&one)), "{carrier:?}");
         assert_ne!(brought, Some(session.token(&other)));
     }
@@ -48,20 +54,13 @@ fn a_session_ends_with_its_time_and_not_before() {
     let endpoint = crate::tests::endpoint(1, 1);
     let session = kept(Carrier::SessionCookie, Some(Duration::from_secs(60)));
     let request = back(&session.begin(&endpoint, "/", WALL));
-    let after = |seconds| session.brought(&request, WALL + Duration::from_secs(seconds)).is_some();
+    let after = |seconds| session.first(&request, WALL + Duration::from_secs(seconds)).is_some();
     assert!(after(0) && after(59) && !after(60) && !after(1_000));
     let shorter = kept(Carrier::SessionCookie, Some(Duration::from_secs(10)));
-    assert_eq!(shorter.brought(&request, WALL), None, "made under a longer time");
+    assert_eq!(shorter.first(&request, WALL), None, "made under a longer time");
     let without = kept(Carrier::SessionCookie, None);
-    assert_eq!(
-        session.brought(&back(&without.begin(&endpoint, "/", WALL)), WALL),
-        None,
-        "made without a time"
-    );
-    assert!(
-        without.brought(&request, WALL + Duration::from_secs(1_000)).is_some(),
-        "no time counts any more"
-    );
+    assert_eq!(session.first(&back(&without.begin(&endpoint, "/", WALL)), WALL), None, "made without a time");
+    assert!(without.first(&request, WALL + Duration::from_secs(1_000)).is_some(), "no time counts any more");
 }
 
 /// As it was written before it was in milliseconds: during an upgrade both are brought.
@@ -72,7 +71,7 @@ fn an_end_in_seconds_counts_too() {
     let token = session.token(&endpoint);
     let value = format!("sid={token:016x}.{:x}", WALL.as_secs() + 60);
     let request = OwnedRequest::get("h", "/").with_header("cookie", &value);
-    let after = |seconds| session.brought(&request, WALL + Duration::from_secs(seconds)).is_some();
+    let after = |seconds| session.first(&request, WALL + Duration::from_secs(seconds)).is_some();
     assert!(after(0) && after(59) && !after(60));
 }
 
@@ -83,7 +82,7 @@ fn a_session_that_begins_within_a_second_has_its_whole_time_and_no_more() {
     let began = WALL + Duration::from_millis(500);
     let request = back(&session.begin(&endpoint, "/", began));
     for (millis, holds) in [(0, true), (59_999, true), (60_000, false), (60_400, false)] {
-        let brought = session.brought(&request, began + Duration::from_millis(millis));
+        let brought = session.first(&request, began + Duration::from_millis(millis));
         assert_eq!(brought.is_some(), holds, "{millis}");
     }
 }
@@ -112,12 +111,12 @@ fn a_session_that_nobody_uses_for_long_is_over_and_one_that_is_used_goes_on() {
         let absolute = (carrier == Carrier::PermanentCookie).then_some(seconds(86_400));
         let session = ending(carrier, absolute);
         let mut told = session.begin(&endpoint, "/", WALL);
-        let after = |told: &NewSession, idle| session.brought(&back(told), WALL + idle).is_some();
+        let after = |told: &NewSession, idle| session.first(&back(told), WALL + idle).is_some();
         assert!(after(&told, IDLE) && !after(&told, IDLE + Duration::from_millis(1)), "{carrier:?}");
         // Used every nine minutes for an hour and a half.
         for times in 1..=10 {
             let now = WALL + seconds(540 * times);
-            let brought = session.brought(&back(&told), now).expect("it was used nine minutes ago");
+            let brought = session.first(&back(&told), now).expect("it was used nine minutes ago");
             assert_eq!(brought.token, session.token(&endpoint));
             let renewal = brought.renewal.expect("that it was used has to be told");
             told = session.renew(renewal, &endpoint, "/", now);
@@ -134,7 +133,7 @@ fn that_a_session_is_used_is_told_once_in_a_tenth_of_its_time_or_a_minute() {
         let session =
             SessionPersistence { idle_timeout: Some(seconds(idle)), ..kept(Carrier::SessionCookie, None) };
         let request = back(&session.begin(&endpoint, "/", WALL));
-        let told = |after| session.brought(&request, WALL + after).expect("it holds").renewal.is_some();
+        let told = |after| session.first(&request, WALL + after).expect("it holds").renewal.is_some();
         let untold = seconds(untold);
         assert_eq!(
             (told(Duration::ZERO), told(untold - Duration::from_millis(1)), told(untold)),
@@ -142,7 +141,7 @@ fn that_a_session_is_used_is_told_once_in_a_tenth_of_its_time_or_a_minute() {
         );
     }
     let without = kept(Carrier::SessionCookie, Some(seconds(60)));
-    let brought = without.brought(&back(&without.begin(&endpoint, "/", WALL)), WALL + seconds(59));
+    let brought = without.first(&back(&without.begin(&endpoint, "/", WALL)), WALL + seconds(59));
     assert_eq!(brought.map(|brought| brought.renewal), Some(None), "nobody wants to know");
 }
 
@@ -152,16 +151,15 @@ fn whoever_uses_a_session_makes_its_end_no_later() {
     let session = ending(Carrier::PermanentCookie, Some(seconds(1_000)));
     let now = WALL + seconds(500);
     let first = session.begin(&endpoint, "/cart", WALL);
-    let renewal =
-        session.brought(&back(&first), now).and_then(|brought| brought.renewal).expect("it is used");
+    let renewal = session.first(&back(&first), now).and_then(|brought| brought.renewal).expect("it is used");
     let told = session.renew(renewal, &endpoint, "/cart", now);
     let NewSession::Cookie(cookie) = &told else { panic!("a cookie") };
     assert_eq!((cookie.max_age, &*cookie.path), (seconds(500), "/cart"), "what is left of it");
-    let after = |time| session.brought(&back(&told), WALL + seconds(time)).is_some();
+    let after = |time| session.first(&back(&told), WALL + seconds(time)).is_some();
     assert!(after(999) && !after(1_000), "though it was used ten minutes ago or less");
     let longer = ending(Carrier::PermanentCookie, Some(seconds(10)));
     assert!(
-        longer.brought(&back(&longer.begin(&endpoint, "/", WALL)), WALL + seconds(10)).is_none(),
+        longer.first(&back(&longer.begin(&endpoint, "/", WALL)), WALL + seconds(10)).is_none(),
         "the sooner end counts"
     );
 }
@@ -173,12 +171,12 @@ fn what_was_made_without_an_idle_timeout_goes_on_and_is_told_anew() {
         let (before, session) = (kept(Carrier::Header, absolute), ending(Carrier::Header, absolute));
         let old = before.begin(&endpoint, "/", WALL);
         let now = WALL + seconds(3_600);
-        let brought = session.brought(&back(&old), now).expect("nobody knows when it was used");
+        let brought = session.first(&back(&old), now).expect("nobody knows when it was used");
         let renewal = brought.renewal.expect("from now on it is known");
         let told = session.renew(renewal, &endpoint, "/", now);
         assert!(value(&told).starts_with(value(&old)), "{told:?}: the same end");
-        assert!(session.brought(&back(&told), now + IDLE + seconds(1)).is_none(), "{absolute:?}");
-        let brought = before.brought(&back(&told), now + IDLE + seconds(1));
+        assert!(session.first(&back(&told), now + IDLE + seconds(1)).is_none(), "{absolute:?}");
+        let brought = before.first(&back(&told), now + IDLE + seconds(1));
         assert_eq!(
             brought.map(|brought| brought.renewal),
             Some(None),
@@ -191,7 +189,7 @@ fn what_was_made_without_an_idle_timeout_goes_on_and_is_told_anew() {
 fn a_last_use_far_ahead_of_the_clock_is_none() {
     let endpoint = crate::tests::endpoint(1, 1);
     let session = ending(Carrier::Header, None);
-    let ahead = |time| session.brought(&back(&session.begin(&endpoint, "/", WALL + time)), WALL).is_some();
+    let ahead = |time| session.first(&back(&session.begin(&endpoint, "/", WALL + time)), WALL).is_some();
     assert!(ahead(seconds(5)), "another proxy's clock");
     assert!(!ahead(IDLE + seconds(1)));
 }
@@ -210,7 +208,7 @@ fn what_is_no_token_is_none() {
         "0011223344556677.1.1.1",
     ] {
         let request = OwnedRequest::get("h", "/").with_header("sid", value);
-        assert_eq!(session.brought(&request, WALL), None, "{value}");
+        assert_eq!(session.first(&request, WALL), None, "{value}");
     }
 }
 
@@ -267,6 +265,30 @@ fn a_session_goes_before_weights_and_ends_with_its_endpoint() {
     assert!(rule.resume(&OwnedRequest::get("h", "/"), WALL, Tick::ZERO).is_none());
     endpoint.stats.standing.eject_until(1_000);
     assert!(rule.resume(&request, WALL, Tick::ZERO).is_none(), "it is ejected");
+}
+
+#[test]
+fn of_several_cookies_of_one_name_the_first_counts_that_leads_to_somebody() {
+    let snapshot = snapshot(split());
+    let cluster = snapshot.cluster(&key("ns/b", 80)).expect("a cluster");
+    let rule = &snapshot.routes.values().next().expect("a route").rules[0];
+    let persistence = rule.session_persistence().expect("it is kept");
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    let holds = format!("sid={:016x}", persistence.token(&endpoint));
+    let gone = format!("sid={:016x}", persistence.token(&crate::tests::endpoint(9, 1)));
+    let leads = |values: &[&str]| {
+        let request = OwnedRequest::get("h", "/").with_header("cookie", &values.join("; "));
+        rule.resume(&request, WALL, Tick::ZERO).map(|resumed| resumed.endpoint)
+    };
+    for before in ["sid=no-token", &gone, "sid="] {
+        assert_eq!(leads(&[before, "a=b", &holds]), Some(endpoint.id), "behind {before}");
+        assert_eq!(leads(&[before]), None);
+    }
+    let apart = OwnedRequest::get("h", "/").with_header("cookie", &gone).with_header("cookie", &holds);
+    assert!(rule.resume(&apart, WALL, Tick::ZERO).is_some(), "in a field of its own");
+    let many = [&*gone; MOST];
+    assert_eq!(leads(&[&many[1..], &[&holds]].concat()), Some(endpoint.id));
+    assert_eq!(leads(&[&many[..], &[&holds]].concat()), None, "nobody makes us look for ever");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Explanation;
-use crate::builder::SnapshotBuilder;
+use crate::builder::{Change, SnapshotBuilder};
 use crate::cluster::{Algorithm, Cluster, Wanted};
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
@@ -64,6 +64,24 @@ proptest! {
     }
 }
 
+/// A policy that asks for slow start.
+fn asked(algorithm: v1::traffic_policy::Algorithm) -> v1::TrafficPolicy {
+    let slow_start = v1::SlowStart { window_ms: 60_000, aggression: 1_000, min_weight_percent: 10 };
+    let outlier = v1::OutlierDetection {
+        consecutive_5xx: Some(1),
+        base_ejection_time_ms: 1_000,
+        max_ejection_time_ms: 1_000,
+        max_ejection_percent: 100,
+        ..crate::tests::rows_off()
+    };
+    v1::TrafficPolicy {
+        algorithm: algorithm.into(),
+        load_balancer: Some(v1::LoadBalancer { slow_start: Some(slow_start), ..Default::default() }),
+        outlier_detection: Some(outlier),
+        ..Default::default()
+    }
+}
+
 struct World {
     builder: SnapshotBuilder,
     cluster: Arc<Cluster>,
@@ -71,28 +89,21 @@ struct World {
 
 impl World {
     fn new(algorithm: v1::traffic_policy::Algorithm, endpoints: Vec<v1::Endpoint>) -> Self {
-        let slow_start = v1::SlowStart { window_ms: 60_000, aggression: 1_000, min_weight_percent: 10 };
-        let outlier = v1::OutlierDetection {
-            consecutive_5xx: Some(1),
-            base_ejection_time_ms: 1_000,
-            max_ejection_time_ms: 1_000,
-            max_ejection_percent: 100,
-            ..crate::tests::rows_off()
-        };
-        let traffic = v1::TrafficPolicy {
-            algorithm: algorithm.into(),
-            load_balancer: Some(v1::LoadBalancer { slow_start: Some(slow_start), ..Default::default() }),
-            outlier_detection: Some(outlier),
-            ..Default::default()
-        };
-        let changes = [
-            service_change(&service("ns/a", &[("", 80)])),
-            slice("ns/a-1", "ns/a", ("", 80), endpoints),
-            policy_change(traffic),
-        ];
+        Self::of(endpoints, [policy_change(asked(algorithm))])
+    }
+
+    fn of(endpoints: Vec<v1::Endpoint>, policy: impl IntoIterator<Item = Change>) -> Self {
+        let service = service_change(&service("ns/a", &[("", 80)]));
+        let changes = [service, slice("ns/a-1", "ns/a", ("", 80), endpoints)];
         let mut builder = SnapshotBuilder::new();
-        let snapshot = build(&mut builder, changes);
+        let snapshot = build(&mut builder, changes.into_iter().chain(policy));
         Self { cluster: Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("a cluster")), builder }
+    }
+
+    /// From now on slow start is asked for.
+    fn asks(&mut self, algorithm: v1::traffic_policy::Algorithm) {
+        let snapshot = build(&mut self.builder, [policy_change(asked(algorithm))]);
+        self.cluster = Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("a cluster"));
     }
 
     fn now_has(&mut self, endpoints: Vec<v1::Endpoint>) {
@@ -116,6 +127,21 @@ impl World {
 
 fn fleet(count: u32) -> Vec<v1::Endpoint> {
     (1..=count).map(|n| wire_endpoint(&format!("10.0.0.{n}"))).collect()
+}
+
+#[test]
+fn one_that_comes_when_the_policy_is_new_is_slowed_beside_those_that_were_known_before() {
+    for (algorithm, wire) in ALGORITHMS {
+        let mut world = World::of(fleet(9), []);
+        let loads = world.loads(at(100));
+        assert!(loads.iter().all(|load| load.abs_diff(100) <= 12), "{algorithm:?}: {loads:?}");
+        world.asks(wire);
+        let loads = world.loads(at(113));
+        assert!(loads.iter().all(|load| load.abs_diff(100) <= 12), "{algorithm:?}: all are old: {loads:?}");
+        world.now_has(fleet(10));
+        let newcomer = world.loads(at(114)).pop().unwrap();
+        assert!(newcomer.abs_diff(11) <= 7, "{algorithm:?}: a tenth of its weight: {newcomer}");
+    }
 }
 
 #[test]

@@ -89,6 +89,9 @@ impl Built {
             let sections = ports(held, &parent);
             let section = sections.iter().find(|(port, _)| *port == served.key.port);
             let section = section.map_or("", |(_, name)| name);
+            let overload = self.policies.overload_of(&served.key.service, section);
+            let state = known(served).that_has_shown(shown.at(instance, served.app_port, served.protocol));
+            state.is_under(overload.as_ref());
             let (authorization, mtls) = self.policies.of_inbound(&served.key.service, section);
             InboundPort {
                 key: served.key.clone(),
@@ -98,9 +101,9 @@ impl Built {
                 mtls,
                 authorization,
                 rate_limit: self.policies.rate_limit_of(&served.key.service, section),
-                overload: self.policies.overload_of(&served.key.service, section),
+                overload,
                 sni: mesh_sni(&served.key).into(),
-                state: known(served).that_has_shown(shown.at(instance, served.app_port, served.protocol)),
+                state,
             }
         };
         held.workloads

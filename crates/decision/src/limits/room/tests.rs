@@ -9,6 +9,14 @@ use crate::tests::{build, key, policy_change, service, service_change, slice, wi
 
 /// Two endpoints of a service that may have so many connections, and to each.
 fn cluster(max_connections: u32, max_connections_per_endpoint: u32) -> Arc<Cluster> {
+    built(&mut SnapshotBuilder::new(), max_connections, max_connections_per_endpoint)
+}
+
+fn built(
+    builder: &mut SnapshotBuilder,
+    max_connections: u32,
+    max_connections_per_endpoint: u32,
+) -> Arc<Cluster> {
     let endpoints = (1..=2).map(|n| wire_endpoint(&format!("10.0.0.{n}"))).collect();
     let limits = v1::Limits { max_connections, max_connections_per_endpoint, ..Default::default() };
     let changes = [
@@ -16,7 +24,7 @@ fn cluster(max_connections: u32, max_connections_per_endpoint: u32) -> Arc<Clust
         slice("ns/a-1", "ns/a", ("", 80), endpoints),
         policy_change(v1::TrafficPolicy { limits: Some(limits), ..Default::default() }),
     ];
-    let snapshot = build(&mut SnapshotBuilder::new(), changes);
+    let snapshot = build(builder, changes);
     Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("a cluster"))
 }
 
@@ -180,4 +188,41 @@ fn a_place_of_the_service_that_was_held_while_the_endpoint_refused_calls_who_wai
     let (_waiting, called) = waits(&cluster, &other, ConnectionLimit::Service);
     assert_eq!(connect(&cluster, &one).unwrap_err(), ConnectionLimit::Endpoint);
     assert!(called.try_recv().is_ok(), "it may have looked just then");
+}
+
+#[test]
+fn a_limit_that_is_raised_or_gone_calls_all_who_wait_and_lets_them_in_by_whatever_snapshot_they_came() {
+    for (limit, before, after) in [
+        (ConnectionLimit::Service, (1, 0), (3, 0)),
+        (ConnectionLimit::Service, (1, 0), (0, 0)),
+        (ConnectionLimit::Endpoint, (0, 1), (0, 3)),
+        (ConnectionLimit::Endpoint, (5, 1), (5, 0)),
+    ] {
+        let mut builder = SnapshotBuilder::new();
+        let cluster = built(&mut builder, before.0, before.1);
+        let [one, _] = endpoints(&cluster);
+        let _first = connect(&cluster, &one).unwrap();
+        assert_eq!(connect(&cluster, &one).unwrap_err(), limit);
+        let all = [(); 2].map(|()| waits(&cluster, &one, limit));
+        let _same = built(&mut builder, before.0, before.1);
+        assert!(all.iter().all(|(_, called)| called.try_recv().is_err()), "nothing is otherwise: {limit:?}");
+        let _now = built(&mut builder, after.0, after.1);
+        assert!(all.iter().all(|(_, called)| called.try_recv().is_ok()), "{limit:?}, {after:?}");
+        let held = [(); 2].map(|()| connect(&cluster, &one));
+        assert!(held.iter().all(Result::is_ok), "the limit of now: {limit:?}, {after:?}");
+    }
+}
+
+#[test]
+fn a_limit_that_has_fallen_calls_nobody_and_holds_for_those_who_wait() {
+    let mut builder = SnapshotBuilder::new();
+    let cluster = built(&mut builder, 3, 0);
+    let [one, _] = endpoints(&cluster);
+    let mut held = [(); 3].map(|()| Some(connect(&cluster, &one).unwrap()));
+    let (_waiting, called) = waits(&cluster, &one, ConnectionLimit::Service);
+    let _now = built(&mut builder, 1, 0);
+    assert!(called.try_recv().is_err());
+    held[0] = None;
+    assert!(called.try_recv().is_ok());
+    assert_eq!(connect(&cluster, &one).unwrap_err(), ConnectionLimit::Service, "there are two still");
 }
