@@ -233,21 +233,10 @@ async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: Socke
         }
     };
     let Ends { peer, local } = ends;
-    let series = RefCell::default();
+    let (series, is_inside, _open) = (RefCell::default(), Cell::default(), open);
     let peer_text = peer.ip().to_canonical().to_string().into();
-    let link = Rc::new(Link {
-        worker,
-        place,
-        peer,
-        peer_text,
-        local,
-        sni,
-        https,
-        caller,
-        series,
-        is_inside: Cell::default(),
-        _open: open,
-    });
+    let link =
+        Rc::new(Link { worker, place, peer, peer_text, local, sni, https, caller, series, is_inside, _open });
     entry.came_by(&link).then_some(())?;
     entry.enter(Phase::Idle, link.worker.now());
     let conn = Conn { link, entry };

@@ -108,14 +108,9 @@ async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
     let shown = match declared {
         // Which version its caller speaks is the caller's own.
         Some(_) => Some(Shown::Http(None)),
+        // Where routes hang nothing can be opaque, and a caller that is silent may take its time.
+        None if door == Door::Connect && port.has_routes() => speaks(&conn, &mut wire, None).await,
         None => detect(&conn, &mut wire, Some(DETECTION)).await,
-    };
-    // Where routes hang nothing can be opaque, and a caller that is silent may take its time.
-    let shown = match shown {
-        Some(Shown::Silence) if door == Door::Connect && port.has_routes() => {
-            speaks(&conn, &mut wire, None).await
-        }
-        shown => shown,
     };
     match shown {
         // Whoever leaves without a word wanted nothing.
