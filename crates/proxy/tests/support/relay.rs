@@ -57,7 +57,7 @@ impl Relay {
 }
 
 /// Counts the PINGs among what passes in one direction, however the frames are cut into pieces.
-struct Pings {
+pub(super) struct Pings {
     head: Vec<u8>,
     /// Bytes of a payload that have not come.
     skip: usize,
@@ -66,11 +66,11 @@ struct Pings {
 
 impl Pings {
     /// In what follows this many bytes.
-    fn behind(skip: usize, counts: &Arc<[AtomicUsize; 2]>) -> Self {
+    pub(super) fn behind(skip: usize, counts: &Arc<[AtomicUsize; 2]>) -> Self {
         Self { head: Vec::new(), skip, counts: Arc::clone(counts) }
     }
 
-    fn pass(&mut self, bytes: &[u8]) {
+    pub(super) fn pass(&mut self, bytes: &[u8]) {
         for byte in bytes {
             if self.skip > 0 {
                 self.skip -= 1;
