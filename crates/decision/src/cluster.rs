@@ -641,13 +641,13 @@ impl Cluster {
     }
 
     /// Counts a retry from before its back-off on, within the service's limit, and at an endpoint that may have one more: which
-    /// it goes to is picked later.
+    /// it goes to is picked later. `tried`: who had its request.
     ///
     /// # Errors
     /// The cause when a limit is reached.
-    pub fn admit_retry(&self, now: Tick) -> Result<Permit, Cause> {
+    pub fn admit_retry(&self, tried: &[u64], now: Tick) -> Result<Permit, Cause> {
         let mut permit = self.admit(Limited::Retry)?;
-        self.keep_place(&mut permit, now).inspect_err(|cause| self.count_refused(*cause))?;
+        self.keep_place(&mut permit, tried, now).inspect_err(|cause| self.count_refused(*cause))?;
         Ok(permit)
     }
 

@@ -61,8 +61,6 @@ pub(crate) const FIRST_REST: Duration = Duration::from_millis(50);
 pub(crate) const LONGEST_REST: Duration = Duration::from_secs(10);
 /// A failure that took long makes an endpoint rest so many times as long.
 const REST_PER_LOSS: u32 = 4;
-/// Set in the end of a rest that the endpoint has asked for.
-const ASKED: u64 = 1;
 /// How long a trial without an end keeps others away.
 const TRIAL: Duration = Duration::from_secs(2);
 /// The longest that an endpoint is taken at its word.
@@ -95,8 +93,10 @@ impl Answer {
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     latency: Latency,
-    /// Nanoseconds of the clock's [`Tick`]; 0 means never. The lowest bit tells [why](ASKED).
+    /// Nanoseconds of the clock's [`Tick`]; 0 means never. Whatever it rests for.
     resting_until: AtomicU64,
+    /// The same of what it has asked for itself: its rest may be longer.
+    asked_until: AtomicU64,
     /// The same of the trial under way; it counts only while the last word was a failure.
     trial_until: AtomicU64,
     failures_in_a_row: AtomicU32,
@@ -138,7 +138,7 @@ impl Load {
 
     /// Whether it has asked to be left alone for so long.
     pub(crate) fn wants_rest(&self, now: Tick) -> bool {
-        self.is_resting(now) && self.resting_until.load(Ordering::Relaxed) & ASKED != 0
+        self.asked_until.load(Ordering::Relaxed) > now.as_nanos()
     }
 
     /// Whether its last word was a failure, and somebody is finding out about it.
@@ -190,6 +190,7 @@ impl Load {
         self.latency.0.store(0, Ordering::Relaxed);
         self.looks.forget();
         self.resting_until.store(0, Ordering::Relaxed);
+        self.asked_until.store(0, Ordering::Relaxed);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
     }
 
@@ -205,8 +206,9 @@ impl Load {
             AttemptOutcome::Overloaded | AttemptOutcome::Failure => self.failed(answer, now),
         }
         if let Some(push_back) = answer.push_back.filter(|time| !time.is_zero()) {
-            let until = now.after(push_back.min(LONGEST_PUSH_BACK));
-            self.resting_until.fetch_max(until.as_nanos() | ASKED, Ordering::Relaxed);
+            let until = now.after(push_back.min(LONGEST_PUSH_BACK)).as_nanos();
+            self.asked_until.fetch_max(until, Ordering::Relaxed);
+            self.resting_until.fetch_max(until, Ordering::Relaxed);
         }
     }
 
@@ -235,7 +237,7 @@ impl Load {
             return;
         }
         let row = self.failures_in_a_row.load(Ordering::Relaxed).saturating_add(1);
-        let until = now.after(rest(row, answer.took)).as_nanos() & !ASKED;
+        let until = now.after(rest(row, answer.took)).as_nanos();
         // Of workers that hear of failures at the same time one counts.
         let begun =
             self.resting_until.compare_exchange(resting_until, until, Ordering::Relaxed, Ordering::Relaxed);

@@ -167,7 +167,7 @@ impl AttemptFailure {
 
 /// What is known about the request when an attempt has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RequestFacts {
+pub struct RequestFacts<'t> {
     /// Its method is idempotent, see [`is_idempotent`].
     pub idempotent: bool,
     /// Some of it was handed to the upstream in this attempt.
@@ -180,6 +180,8 @@ pub struct RequestFacts {
     pub deadline: Option<Tick>,
     /// What the answer said about being asked again.
     pub push_back: Option<PushBack>,
+    /// Endpoints that had it, the one that has failed now among them: another attempt goes elsewhere, if it can.
+    pub tried: &'t [u64],
 }
 
 /// Whether repeating a request of this method has no effect of its own (RFC 9110, 9.2.2).
@@ -409,7 +411,7 @@ impl Retry {
         &mut self,
         failure: AttemptFailure,
         endpoint: Option<u64>,
-        facts: &RequestFacts,
+        facts: &RequestFacts<'_>,
         now: Tick,
         rng: &mut impl Rng,
         reasons: &mut impl Reasons,
@@ -449,7 +451,7 @@ impl Retry {
         &mut self,
         failure: AttemptFailure,
         endpoint: Option<u64>,
-        facts: &RequestFacts,
+        facts: &RequestFacts<'_>,
         now: Tick,
         rng: &mut impl Rng,
     ) -> Result<(Duration, Option<Permit>), StopReason> {
@@ -464,7 +466,7 @@ impl Retry {
         if facts.deadline.is_some_and(|d| d <= now.after(after)) {
             return Err(StopReason::Deadline);
         }
-        let permit = self.cluster.admit_retry(now).map_err(|_| StopReason::MaxRetries)?;
+        let permit = self.cluster.admit_retry(facts.tried, now).map_err(|_| StopReason::MaxRetries)?;
         self.taken = match self.refused {
             Some(refused) if failure.is_unseen() => return Err(refused),
             _ => Some(self.cluster.shared.budget.retry(policy.budget, now)?),
@@ -477,7 +479,7 @@ impl Retry {
 
     /// Whether a failure would be repeated, if there is anything left of what that costs. Nothing is taken.
     #[must_use]
-    pub fn would_repeat(&self, failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> bool {
+    pub fn would_repeat(&self, failure: AttemptFailure, facts: &RequestFacts<'_>, now: Tick) -> bool {
         repeatable(failure, facts, now).and_then(|()| self.called_for(failure, facts, now)).is_ok()
     }
 
@@ -485,7 +487,7 @@ impl Retry {
     fn called_for(
         &self,
         failure: AttemptFailure,
-        facts: &RequestFacts,
+        facts: &RequestFacts<'_>,
         now: Tick,
     ) -> Result<(&RetryPolicy, Duration), StopReason> {
         let unnamed = failure == AttemptFailure::Reset && facts.idempotent && !self.has_repeated_unnamed;
@@ -515,7 +517,7 @@ impl Drop for Retry {
 }
 
 /// What of the request itself stands in the way of repeating it.
-fn repeatable(failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> Result<(), StopReason> {
+fn repeatable(failure: AttemptFailure, facts: &RequestFacts<'_>, now: Tick) -> Result<(), StopReason> {
     let whatever_the_method = failure.is_unseen() || matches!(failure, AttemptFailure::Grpc(_));
     if !(facts.idempotent || !facts.sent || whatever_the_method) {
         return Err(StopReason::NotRepeatable);

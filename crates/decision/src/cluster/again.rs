@@ -96,16 +96,19 @@ impl Cluster {
         set.pickable().iter().any(|one| regard.keeps(one) && !one.stats.load.wants_rest(now))
     }
 
-    /// Keeps a place for a retry where the fewest are, so that it finds one when its back-off is over, whichever endpoint it goes
-    /// to then; and so that what there was is passed on now where there is none. Where there is no endpoint at all, whoever picks
-    /// one finds that out.
-    pub(super) fn keep_place(&self, retry: &mut Permit, now: Tick) -> Result<(), Cause> {
+    /// Keeps a place for a retry where it would go now, and of those where the fewest are, so that it finds one when its back-off
+    /// is over, whichever endpoint it goes to then; and so that what there was is passed on now where there is none. Where there
+    /// is no endpoint at all, whoever picks one finds that out.
+    /// `tried`: who had its request. A place at one of those would send it there again while those beside them are full.
+    pub(super) fn keep_place(&self, retry: &mut Permit, tried: &[u64], now: Tick) -> Result<(), Cause> {
         let Some(most) = self.limits.max_retries_per_endpoint else { return Ok(()) };
         let set = self.endpoints();
         let regard =
-            Regard::new(&set, now, &[], self.preference.panic_threshold).of_retry(true, None, &self.limits);
+            Regard::new(&set, now, tried, self.preference.panic_threshold).of_retry(true, None, &self.limits);
         for _ in 0..RACES {
-            let standing = |one: &Endpoint| (regard.barred_without(one, None), one.stats.retries());
+            let standing = |one: &Endpoint| {
+                (regard.barred_without(one, None), tried.contains(&one.id), one.stats.retries())
+            };
             let Some(best) = set.pickable().iter().min_by_key(|one| standing(one)) else { return Ok(()) };
             // One that is ejected has it where nobody else is.
             if matches!(standing(best).0, Barred::Full | Barred::Closed) {

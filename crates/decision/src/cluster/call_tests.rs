@@ -464,7 +464,7 @@ fn a_pause_that_ends_with_the_deadline_is_too_long() {
 /// Calls as a retry, and counts it where it goes.
 fn repeats(caller: &mut Caller, now: Tick) -> Result<(Permit, u64), Cause> {
     let cluster = Arc::clone(&caller.cluster);
-    let mut permit = cluster.admit_retry(now)?;
+    let mut permit = cluster.admit_retry(&[], now)?;
     let wanted = Wanted::default().of_retry(Some(&permit));
     let (picked, _) = cluster.call(now, &mut caller.rng, &wanted, &mut NoReasons)?;
     permit.goes_to(&picked.endpoint);
@@ -549,16 +549,16 @@ fn a_retry_has_its_place_from_before_its_back_off_on() {
         let cluster = cluster(3, policy);
         let mut caller = Caller::new(&cluster);
         cluster.endpoints().all()[2].stats.standing.eject_until(u64::MAX);
-        let mut waiting: Vec<_> = (0..4).map(|_| cluster.admit_retry(now).unwrap()).collect();
+        let mut waiting: Vec<_> = (0..4).map(|_| cluster.admit_retry(&[], now).unwrap()).collect();
         for refused in 1..=3 {
-            assert_eq!(cluster.admit_retry(now).unwrap_err(), Cause::MaxRetries, "{algorithm:?}");
+            assert_eq!(cluster.admit_retry(&[], now).unwrap_err(), Cause::MaxRetries, "{algorithm:?}");
             assert_eq!(cluster.refused(Limited::Retry), refused);
         }
         let again = || cluster.may_call_again(None, now, &mut NoReasons);
         assert_eq!(again(), Err(Cause::MaxRetries), "what was answered is passed on");
         drop(waiting.pop());
         assert_eq!(again(), Ok(()), "a caller has left");
-        waiting.push(cluster.admit_retry(now).unwrap());
+        waiting.push(cluster.admit_retry(&[], now).unwrap());
         assert_eq!(cluster.in_use(Limited::Retry), 4, "what is refused holds nothing");
         for permit in &mut waiting {
             let wanted = Wanted::default().of_retry(Some(permit));
@@ -569,6 +569,52 @@ fn a_retry_has_its_place_from_before_its_back_off_on() {
         assert_eq!(counts, [2, 2, 0], "{algorithm:?}: each finds a place when its back-off is over");
         drop(waiting);
         assert!(cluster.endpoints().all().iter().all(|one| one.stats.retries() == 0));
+    }
+}
+
+/// Two that have failed at the same endpoint: one finds the other endpoint, and has its place there until it does.
+#[test]
+fn a_retry_has_its_place_where_it_was_not_tried() {
+    let limits = v1::Limits { max_retries_per_endpoint: 1, ..Default::default() };
+    let failover =
+        v1::Failover { overprovisioning_factor: 140, panic_threshold: Some(0), ..Default::default() };
+    let balancer = v1::LoadBalancer { failover: Some(failover), ..Default::default() };
+    let now = Tick::from_nanos(1);
+    // How many are ejected: nobody, who has failed, and both.
+    let cases = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)];
+    for (algorithm, (failing, ejected)) in ALL.into_iter().flat_map(|one| cases.map(|case| (one, case))) {
+        let case = format!("{algorithm:?}, {failing} fails, {ejected} are ejected");
+        let policy = v1::TrafficPolicy {
+            limits: Some(limits),
+            load_balancer: Some(balancer.clone()),
+            algorithm: algorithm.into(),
+            ..Default::default()
+        };
+        let cluster = cluster(2, policy);
+        let mut caller = Caller::new(&cluster);
+        let set = cluster.endpoints();
+        let [bad, good] = [failing, 1 - failing].map(|at: usize| &set.all()[at]);
+        if ejected == 2 {
+            good.stats.standing.eject_until(u64::MAX);
+            bad.stats.standing.eject_until(u64::MAX);
+        }
+        let tried = [bad.id];
+        let mut goes = |permit: &mut Permit| {
+            let wanted = Wanted { tried: &tried, ..Wanted::default() }.of_retry(Some(permit));
+            let (picked, _) = cluster.call(now, &mut caller.rng, &wanted, &mut NoReasons).expect(&case);
+            permit.goes_to(&picked.endpoint);
+            picked.endpoint.id
+        };
+        let mut first = cluster.admit_retry(&tried, now).unwrap();
+        let mut second = cluster.admit_retry(&tried, now).unwrap();
+        assert_eq!(cluster.admit_retry(&tried, now).unwrap_err(), Cause::MaxRetries, "{case}");
+        // During the back-off.
+        if ejected == 1 {
+            bad.stats.standing.eject_until(u64::MAX);
+        }
+        assert_eq!(goes(&mut first), good.id, "{case}");
+        drop(first);
+        assert_eq!(goes(&mut second), good.id, "{case}: there is room now");
     }
 }
 
@@ -587,7 +633,7 @@ proptest! {
         for (step, which) in steps {
             match step {
                 0 => {
-                    let admitted = cluster.admit_retry(now);
+                    let admitted = cluster.admit_retry(&[], now);
                     prop_assert_eq!(admitted.is_ok(), held.len() < (count * most) as usize);
                     held.extend(admitted);
                 }
@@ -613,7 +659,7 @@ fn a_retry_counts_at_the_endpoint_that_it_is_at() {
     let cluster = cluster(2, v1::TrafficPolicy::default());
     let set = cluster.endpoints();
     let counts = || [0, 1].map(|at: usize| set.all()[at].stats.retries());
-    let mut permit = cluster.admit_retry(Tick::ZERO).unwrap();
+    let mut permit = cluster.admit_retry(&[], Tick::ZERO).unwrap();
     assert_eq!(counts(), [0, 0], "without a limit it needs no place before it goes anywhere");
     permit.goes_to(&set.all()[0]);
     assert_eq!(counts(), [1, 0]);

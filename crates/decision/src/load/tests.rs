@@ -208,6 +208,36 @@ fn an_endpoint_is_taken_at_its_word_but_not_for_ever() {
 }
 
 #[test]
+fn what_an_endpoint_asks_for_counts_though_it_rests_for_longer() {
+    let asks = |took| Answer { push_back: Some(MS(2_000)), ..failed(took) };
+    let slow = Load::default();
+    slow.record(&asks(600), at(0));
+    assert!(slow.is_resting(at(2_399)), "four times what the failure took");
+    assert!(slow.wants_rest(at(1_999)) && !slow.wants_rest(at(2_000)), "as long as it has said");
+    let failing = Load::default();
+    let mut millis = 0;
+    for row in 1..7 {
+        failing.record(&failed(1), at(millis));
+        assert!(!failing.wants_rest(at(millis + 1)), "nobody has asked");
+        millis += rest_of(row);
+    }
+    failing.record(&asks(1), at(millis));
+    assert!(failing.is_resting(at(millis + 3_199)), "the seventh failure in a row");
+    assert!(failing.wants_rest(at(millis + 1_999)) && !failing.wants_rest(at(millis + 2_000)));
+    // Of those that were under way one more asks; its failure changes nothing.
+    failing.record(&asks(1), at(millis + 500));
+    assert!(failing.wants_rest(at(millis + 2_499)) && !failing.wants_rest(at(millis + 2_500)));
+    failing.record(&asks(1), at(millis + 4_000));
+    failing.forget();
+    assert!(!failing.wants_rest(at(millis + 4_001)), "it is another instance that has asked");
+}
+
+/// Milliseconds that an endpoint rests after so many quick failures in a row.
+fn rest_of(row: u32) -> u64 {
+    rest(row, MS(1)).as_millis().try_into().expect("seconds")
+}
+
+#[test]
 fn another_instance_begins_anew() {
     let load = Load::default();
     load.record(&answered(100), at(0));

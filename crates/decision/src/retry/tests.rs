@@ -25,27 +25,33 @@ fn policy() -> RetryPolicy {
 }
 
 fn cluster(max_retries: Option<u32>) -> Arc<Cluster> {
-    let endpoint = slice("ns/a-1", "ns/a", ("", 8080), vec![wire_endpoint("10.0.0.1")]);
-    let changes = [service_change(&service("ns/a", &[("", 80)])), endpoint];
+    within(Limits { max_retries, ..Limits::default() }, &["10.0.0.1"])
+}
+
+fn within(limits: Limits, addresses: &[&str]) -> Arc<Cluster> {
+    let endpoints = addresses.iter().map(|address| wire_endpoint(address)).collect();
+    let changes =
+        [service_change(&service("ns/a", &[("", 80)])), slice("ns/a-1", "ns/a", ("", 8080), endpoints)];
     let snapshot = build(&mut crate::SnapshotBuilder::new(), changes);
     let made = Arc::clone(snapshot.cluster(&key("ns/a", 80)).unwrap());
     drop(snapshot);
     let mut cluster = Arc::try_unwrap(made).expect("nobody else holds it");
-    cluster.limits = Limits { max_retries, ..Limits::default() };
+    cluster.limits = limits;
     Arc::new(cluster)
 }
 
-const GET: RequestFacts = RequestFacts {
+const GET: RequestFacts<'_> = RequestFacts {
     idempotent: true,
     sent: true,
     replayable: true,
     nested: false,
     deadline: None,
     push_back: None,
+    tried: &[],
 };
-const POST: RequestFacts = RequestFacts { idempotent: false, ..GET };
+const POST: RequestFacts<'_> = RequestFacts { idempotent: false, ..GET };
 
-fn after(policy: RetryPolicy, failure: AttemptFailure, facts: &RequestFacts) -> Result<(), StopReason> {
+fn after(policy: RetryPolicy, failure: AttemptFailure, facts: &RequestFacts<'_>) -> Result<(), StopReason> {
     let mut retry = Retry::begin(Some(&Arc::new(policy)), &cluster(None), Tick::ZERO);
     match retry.after(failure, Some(1), facts, Tick::ZERO, &mut SeededRng::new(1), &mut NoReasons) {
         Decision::Again { .. } => Ok(()),
@@ -143,6 +149,23 @@ fn nothing_is_used_up_where_nothing_was_to_be_repeated() {
         Err(StopReason::NotCalledFor),
         "the failure's own cause"
     );
+}
+
+#[test]
+fn its_place_is_at_an_endpoint_that_it_was_not_tried_at() {
+    let limits = Limits { max_retries_per_endpoint: Some(1), ..Limits::default() };
+    let cluster = within(limits, &["10.0.0.1", "10.0.0.2"]);
+    let ids: Vec<_> = cluster.endpoints().all().iter().map(|endpoint| endpoint.id).collect();
+    for (failed, other) in [(ids[0], ids[1]), (ids[1], ids[0])] {
+        let mut retry = Retry::begin(Some(&Arc::new(policy())), &cluster, Tick::ZERO);
+        let facts = RequestFacts { tried: &[failed], ..GET };
+        let rng = &mut SeededRng::new(1);
+        let failure = AttemptFailure::Status(503);
+        match retry.after(failure, Some(failed), &facts, Tick::ZERO, rng, &mut NoReasons) {
+            Decision::Again { permit: Some(permit), .. } => assert_eq!(permit.place(), Some(other)),
+            decision => panic!("{decision:?}"),
+        }
+    }
 }
 
 #[test]

@@ -209,6 +209,8 @@ impl Run<'_> {
     fn failed(&mut self, number: usize, push_back: Option<PushBack>) {
         let call = &mut self.calls[number];
         call.permit = None;
+        let (failure, endpoint) = (AttemptFailure::Status(503), call.endpoint.as_ref().map(|one| one.id));
+        let tried: Vec<_> = call.retry.tried().iter().copied().chain(endpoint).collect();
         let facts = RequestFacts {
             idempotent: true,
             sent: true,
@@ -216,8 +218,8 @@ impl Run<'_> {
             nested: call.nested,
             deadline: None,
             push_back,
+            tried: &tried,
         };
-        let (failure, endpoint) = (AttemptFailure::Status(503), call.endpoint.as_ref().map(|one| one.id));
         match call.retry.after(failure, endpoint, &facts, self.now, &mut self.chance, &mut NoReasons) {
             Decision::Again { after, permit } => {
                 call.permit = permit;

@@ -543,6 +543,7 @@ impl<'s> Engine<'s> {
     fn failed(&mut self, id: usize, endpoint: u64, failure: AttemptFailure) {
         let deadline = self.deadline(self.requests.get(id));
         let request = self.requests.get_mut(id);
+        let tried: Vec<_> = request.retry.tried().iter().copied().chain([endpoint]).collect();
         let facts = RequestFacts {
             idempotent: true,
             sent: failure != AttemptFailure::Connect,
@@ -550,6 +551,7 @@ impl<'s> Engine<'s> {
             nested: false,
             deadline: Some(deadline),
             push_back: None,
+            tried: &tried,
         };
         match request.retry.after(failure, Some(endpoint), &facts, self.now, &mut self.chance, &mut NoReasons)
         {

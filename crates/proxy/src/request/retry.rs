@@ -37,7 +37,7 @@ pub(crate) enum Again {
 pub(crate) struct Called {
     /// As what, by the policy; `None`: nobody has seen the request, and none names its answer.
     kind: Option<AttemptFailure>,
-    facts: RequestFacts,
+    facts: RequestFacts<'static>,
 }
 
 /// What an attempt that has ended was part of.
@@ -51,7 +51,8 @@ pub(crate) struct Of<'e, 'b> {
 }
 
 impl Of<'_, '_> {
-    fn facts(&self) -> RequestFacts {
+    /// Without who had it, which is known where it is decided.
+    fn facts(&self) -> RequestFacts<'static> {
         RequestFacts {
             idempotent: is_idempotent(self.head.method.as_str()),
             sent: true,
@@ -59,6 +60,7 @@ impl Of<'_, '_> {
             nested: self.head.nested,
             deadline: self.deadlines.end(),
             push_back: None,
+            tried: &[],
         }
     }
 }
@@ -119,7 +121,7 @@ impl<'a> Repeats<'a> {
         (retries > 0).then_some(retries + 1)
     }
 
-    /// What follows a failure.
+    /// What follows a failure. `tried`: who had the request.
     ///
     /// # Errors
     /// Nothing: it is final.
@@ -127,9 +129,10 @@ impl<'a> Repeats<'a> {
         &mut self,
         failure: Failure,
         of: &Of<'_, '_>,
+        tried: &[u64],
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
-        let follows = self.follows(failure, of, journey);
+        let follows = self.follows(failure, of, tried, journey);
         // Its time may be over, and then no policy is asked.
         if follows.as_ref().is_err_and(|failure| answer::of_failure(failure, Duration::ZERO).is_some()) {
             self.ended(false);
@@ -141,6 +144,7 @@ impl<'a> Repeats<'a> {
         &mut self,
         failure: Failure,
         of: &Of<'_, '_>,
+        tried: &[u64],
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
         let mut facts = of.facts();
@@ -168,7 +172,7 @@ impl<'a> Repeats<'a> {
         if let (true, Some(state)) = (failure.is_hasty, &mut self.state) {
             state.ended_silently();
         }
-        match self.decide(cluster, policy, kind, (&facts, of.endpoint), journey) {
+        match self.decide(cluster, policy, kind, (&facts, of.endpoint, tried), journey) {
             Decision::Again { permit: None, .. } if kind == AttemptFailure::StaleConnection => {
                 Ok(Again::SameEndpoint)
             }
@@ -221,7 +225,7 @@ impl<'a> Repeats<'a> {
         &mut self,
         cluster: &Arc<Cluster>,
         policy: Option<&Arc<RetryPolicy>>,
-        facts: &RequestFacts,
+        facts: &RequestFacts<'_>,
     ) -> Option<Again> {
         if self.has_tried_all(cluster) || self.unreached.len() > UNSEEN_RETRIES as usize {
             return self.wait(cluster, policy, facts);
@@ -235,7 +239,7 @@ impl<'a> Repeats<'a> {
         &mut self,
         cluster: &Arc<Cluster>,
         policy: Option<&Arc<RetryPolicy>>,
-        facts: &RequestFacts,
+        facts: &RequestFacts<'_>,
     ) -> Option<Again> {
         if facts.nested || policy.is_some_and(|policy| policy.attempts == 0) {
             return None;
@@ -257,7 +261,7 @@ impl<'a> Repeats<'a> {
         cluster: &Arc<Cluster>,
         policy: Option<&Arc<RetryPolicy>>,
         kind: AttemptFailure,
-        facts: &RequestFacts,
+        facts: &RequestFacts<'_>,
     ) -> bool {
         if facts.nested {
             return false;
@@ -283,7 +287,7 @@ impl<'a> Repeats<'a> {
     }
 
     /// The inbound side does not retry: its caller does. A stale connection to the application is no attempt.
-    fn of_app(&mut self, mut failure: Failure, facts: &RequestFacts) -> Result<Again, Failure> {
+    fn of_app(&mut self, mut failure: Failure, facts: &RequestFacts<'_>) -> Result<Again, Failure> {
         let may = failure.retry == Retry::Reused && facts.idempotent && facts.replayable;
         // On the first connection it may have been seen, whatever became of the second: no caller is told otherwise.
         if self.stale_app && failure.retry == Retry::NothingSent {
@@ -332,7 +336,7 @@ impl<'a> Repeats<'a> {
             return Some(called);
         }
         // Why it is not, is told.
-        let _ = self.granted(&called, response, of, journey);
+        let _ = self.granted(&called, response, of, tried, journey);
         None
     }
 
@@ -372,6 +376,7 @@ impl<'a> Repeats<'a> {
         called: &Called,
         response: &ResponseHead,
         of: &Of<'_, '_>,
+        tried: &[u64],
         journey: &mut Journey<'_>,
     ) -> Option<Again> {
         let (cluster, policy) = self.service?;
@@ -381,7 +386,7 @@ impl<'a> Repeats<'a> {
             self.unseen += u8::from(may);
             return may.then_some(Again::Elsewhere { after: Duration::ZERO, permit: None });
         };
-        match self.decide(cluster, policy, kind, (&called.facts, of.endpoint), journey) {
+        match self.decide(cluster, policy, kind, (&called.facts, of.endpoint, tried), journey) {
             Decision::Again { after, permit } => Some(Again::Elsewhere { after, permit }),
             Decision::Stop(stop) => {
                 if stop.is_for_good() {
@@ -406,7 +411,7 @@ impl<'a> Repeats<'a> {
         cluster: &Arc<Cluster>,
         policy: Option<&Arc<RetryPolicy>>,
         endpoint: Option<u64>,
-        facts: &RequestFacts,
+        facts: &RequestFacts<'_>,
     ) -> bool {
         let now = self.conn.worker.now();
         let wanted = facts.replayable && !facts.nested && policy.is_none_or(|policy| policy.attempts > 0);
@@ -434,12 +439,13 @@ impl<'a> Repeats<'a> {
         cluster: &Arc<Cluster>,
         policy: Option<&Arc<RetryPolicy>>,
         kind: AttemptFailure,
-        (facts, endpoint): (&RequestFacts, Option<u64>),
+        (facts, endpoint, tried): (&RequestFacts<'_>, Option<u64>, &[u64]),
         journey: &mut Journey<'_>,
     ) -> Decision {
         let worker = &self.conn.worker;
         let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
         let state = self.state(cluster, policy);
+        let facts = &RequestFacts { tried, ..*facts };
         decide!(journey, |reasons| state.after(kind, endpoint, facts, now, rng, reasons))
     }
 }

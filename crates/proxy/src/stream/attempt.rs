@@ -27,14 +27,17 @@ use crate::upstream::connect::{CONNECT_TIMEOUT, announcement, connect_announced}
 use crate::upstream::open::{self, Destination, Speaks, tunnels_id};
 
 /// A connection attempt as retry policies see it: nothing was sent, and nothing is lost by another.
-const FACTS: RequestFacts = RequestFacts {
-    idempotent: true,
-    sent: false,
-    replayable: true,
-    nested: false,
-    deadline: None,
-    push_back: None,
-};
+const fn facts(tried: &[u64]) -> RequestFacts<'_> {
+    RequestFacts {
+        idempotent: true,
+        sent: false,
+        replayable: true,
+        nested: false,
+        deadline: None,
+        push_back: None,
+        tried,
+    }
+}
 
 /// A connection to an endpoint, counted as long as it lives.
 pub(super) struct Upstream {
@@ -104,7 +107,7 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
         drop(counted.take());
         let decision = {
             let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
-            retry.after(AttemptFailure::Connect, Some(endpoint.id), &FACTS, now, rng, &mut NoReasons)
+            retry.after(AttemptFailure::Connect, Some(endpoint.id), &facts(&tried), now, rng, &mut NoReasons)
         };
         match decision {
             Decision::Again { after, permit } => {

@@ -32,7 +32,7 @@ impl Attempts<'_> {
         }
         // A retry that is repeated makes room for the next one.
         self.permit = None;
-        self.repeats.granted(&called, response, of, journey)
+        self.repeats.granted(&called, response, of, &self.tried, journey)
     }
 
     /// Whether an answer is given up for another attempt. Where it is not, the record says why.
@@ -97,7 +97,7 @@ impl Attempts<'_> {
             self.permit = None;
         }
         let kept = failure.clone();
-        let repeat = self.repeats.after_failure(failure, of, journey)?;
+        let repeat = self.repeats.after_failure(failure, of, &self.tried, journey)?;
         self.before = match repeat {
             Again::Elsewhere { .. } => Some(Box::new(kept)),
             // A kept connection that was stale says nothing of the endpoint: the same is repeated as before.
