@@ -6,7 +6,7 @@
 //! 32 at an API. Where there is no room, that which has been idle longest goes. Where none is idle, at a port for
 //! probes that with the oldest request goes, so that whoever probes is heard; at an API the new one goes, since what is
 //! under way there is waited for. One without a request for [`IDLE`], or with a half head, is closed, and a body that is
-//! waited for as long, a second more for each [`PACE`] of it, is an error to who reads it, after which it is too. A request
+//! waited for as long, a second more for each 16 KiB of it, is an error to who reads it, after which it is too. A request
 //! that is whole takes as long as it takes (a watch, a long poll, a tap); at the ports for probes, where none is long, [`PROBE`].
 //! Its answer is under way until its last byte has gone, and is given up where its reader takes none of it for [`IDLE`].
 

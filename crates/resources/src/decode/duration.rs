@@ -8,12 +8,12 @@ use super::text::parsed;
 use super::{Cx, Decode};
 
 /// A duration of GEP-2257: up to four pairs of a number of at most five digits and `h`, `m`, `s` or `ms`. One that a
-/// resource says is at most [49 days](LONGEST) long, since it travels as a count of milliseconds in 32 bits: see
+/// resource says is at most 49 days long, since it travels as a count of milliseconds in 32 bits: see
 /// [`LongDuration`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GatewayDuration(Duration);
 
-/// A duration where more than [49 days](LONGEST) have a meaning: a cookie may live for years, and what Gateway API itself
+/// A duration where more than 49 days have a meaning: a cookie may live for years, and what Gateway API itself
 /// allows is not refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LongDuration(GatewayDuration);
