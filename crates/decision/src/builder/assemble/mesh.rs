@@ -100,7 +100,7 @@ impl Built {
                 rate_limit: self.policies.rate_limit_of(&served.key.service, section),
                 overload: self.policies.overload_of(&served.key.service, section),
                 sni: mesh_sni(&served.key).into(),
-                state: known(served).that_has_shown(shown.at(instance, served.app_port, served.protocol)),
+                state: known(served).that_has_shown(shown.at(instance, served.app_port)),
             }
         };
         held.workloads
