@@ -5,15 +5,21 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 use support::platform::{Spawned, is_alive, pid_in, signal};
-use support::{command, until};
+use support::{command, until, until_within};
 use tempfile::TempDir;
 
-/// A scenario in a folder of its own, and where its mesh has its state.
+/// How long a run may take in all, of which the longest takes half a minute. It has a minute for the start of each process
+/// itself, and says so where that is not enough.
+const RUN: Duration = Duration::from_mins(5);
+
+/// A scenario in a folder of its own, and where its mesh has its state. When dropped, what still runs of it is ended.
 struct Live {
     folder: TempDir,
     file: PathBuf,
@@ -38,11 +44,33 @@ impl Live {
         command
     }
 
+    fn start(&self) -> Spawned {
+        let file = |name| File::create(self.folder.path().join(name)).unwrap();
+        Spawned::telling(&mut self.command(), file("said"), file("log"))
+    }
+
+    fn said(&self) -> Vec<u8> {
+        std::fs::read(self.folder.path().join("said")).unwrap()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
     fn told(&self) -> Value {
-        let output = self.command().output().unwrap();
-        assert!(output.status.success(), "{output:?}");
+        let mut run = self.start();
+        let ended = until_within(RUN, "the run ends", || run.has_ended());
+        assert!(ended.success(), "{ended}: {}", self.log());
         assert_eq!(self.left(), Vec::<PathBuf>::new(), "nothing is left of it");
-        serde_json::from_slice(&output.stdout).unwrap()
+        serde_json::from_slice(&self.said()).unwrap()
+    }
+
+    /// Sidecar and application of three, server and gateway, once all are there.
+    fn all_run(&self, run: &mut Spawned) -> Vec<(PathBuf, u64)> {
+        until_within(RUN, "all run", || {
+            assert!(run.has_ended().is_none(), "{}", self.log());
+            Some(self.pids()).filter(|pids| pids.len() == 8)
+        })
     }
 
     fn left(&self) -> Vec<PathBuf> {
@@ -54,6 +82,14 @@ impl Live {
         let roles = self.left().into_iter().flat_map(|mesh| folders(&mesh));
         let files = roles.flat_map(|role| [role.join("pid"), role.join("app.pid")]);
         files.filter_map(|file| pid_in(&file).map(|pid| (file, pid))).collect()
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        for mesh in self.left() {
+            drop(command(&["down", "--data-dir"]).arg(mesh).output());
+        }
     }
 }
 
@@ -72,14 +108,14 @@ fn load(live: &Value, instance: usize) -> f64 {
 /// One of the five serves, one has crashed, one is on a host that is gone, one answers 503, one hangs.
 const FLEET: &str = "\
 name: one of five is left
-duration: 4s
-warmUp: 2s
+duration: 8s
+warmUp: 4s
 clients: 2
-arrivals: {perSecond: 40}
+arrivals: {perSecond: 20}
 instances:
 - {concurrency: 8, service: {mean: 5ms}}
 - {service: {mean: 5ms}, phases: [{at: 0s, state: Away}]}
-- {service: {mean: 5ms}, phases: [{at: 0s, state: Lost}]}
+- {service: {mean: 5ms}, phases: [{at: 0s, state: Lost}, {at: 1s, state: Lost}]}
 - {service: {mean: 5ms}, phases: [{at: 0s, state: Failing, after: 1ms}]}
 - {service: {mean: 5ms}, phases: [{at: 0s, state: Hanging}]}
 policies:
@@ -102,18 +138,19 @@ fn a_scenario_runs_in_a_mesh_whose_sidecars_do_as_its_policies_say() {
     assert!(load(&live, 3) > 0.0 && load(&live, 4) > 0.0, "{live}");
 }
 
-/// One has three times the weight; of the others one joins, one comes back from a crash, one with its host.
+/// One has three times the weight; of the others one joins, one comes back from a crash, one with its host. They have most of
+/// the time for that: a sidecar has to start, join and register, on a machine that may have much to do.
 const COMING: &str = "\
 name: three come
-duration: 6s
+duration: 30s
 clients: 1
-arrivals: {perSecond: 60}
+arrivals: {perSecond: 12}
 instances:
 - {service: {mean: 1ms}, concurrency: 8}
 - {service: {mean: 1ms}, concurrency: 8, weight: 3}
-- {service: {mean: 1ms}, concurrency: 8, joins: 500ms}
-- {service: {mean: 1ms}, concurrency: 8, phases: [{at: 0s, state: Away}, {at: 500ms, state: Serving}]}
-- {service: {mean: 1ms}, concurrency: 8, phases: [{at: 0s, state: Lost}, {at: 500ms, state: Serving}]}
+- {service: {mean: 1ms}, concurrency: 8, joins: 5s}
+- {service: {mean: 1ms}, concurrency: 8, phases: [{at: 0s, state: Away}, {at: 5s, state: Serving}]}
+- {service: {mean: 1ms}, concurrency: 8, phases: [{at: 0s, state: Lost}, {at: 5s, state: Serving}]}
 policies:
   loadBalancer: {algorithm: RoundRobin}
   retry: {attempts: 10, perTryTimeout: 500ms, backoff: {base: 1ms, max: 20ms}, budget: {percent: 100, minPerSecond: 1000}}
@@ -164,6 +201,11 @@ instances:
 - {service: {mean: 1ms}, phases: [{at: 0s, state: Lost}]}
 ";
 
+fn is_lost(pid: u64) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T')
+}
+
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -171,19 +213,14 @@ fn said(output: &Output) -> String {
 #[test]
 fn a_signal_ends_all_that_a_run_has_started() {
     let live = Live::new(LONG);
-    let log = live.folder.path().join("log");
-    let mut run = Spawned::logging(&mut live.command(), std::fs::File::create(&log).unwrap());
+    let mut run = live.start();
     let fleet = |file: &Path| file.parent().unwrap().ends_with("fleet-1");
-    // Sidecar and application of three, server and gateway.
-    let pids = until("all run", || Some(live.pids()).filter(|pids| pids.len() == 8));
-    until("one is lost", || {
-        let (_, lost) = pids.iter().find(|(file, _)| fleet(file)).unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{lost}/stat")).unwrap();
-        stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T').then_some(())
-    });
+    let pids = live.all_run(&mut run);
+    let (_, lost) = pids.iter().find(|(file, _)| fleet(file)).unwrap();
+    until_within(RUN, "one is lost", || is_lost(*lost).then_some(()));
     signal("INT", run.id());
-    assert_eq!(run.ended(), Some(1));
-    let words = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(until_within(RUN, "the run ends", || run.has_ended()).code(), Some(1));
+    let words = live.log();
     assert!(words.contains("ended by a signal"), "{words}");
     until("nothing runs", || pids.iter().all(|(_, pid)| !is_alive(*pid)).then_some(()));
     assert_eq!(live.left(), Vec::<PathBuf>::new());
@@ -192,16 +229,26 @@ fn a_signal_ends_all_that_a_run_has_started() {
 #[test]
 fn a_sidecar_that_ends_by_itself_ends_the_run_and_what_explains_it_stays() {
     let live = Live::new(LONG);
-    let log = live.folder.path().join("log");
-    let mut run = Spawned::logging(&mut live.command(), std::fs::File::create(&log).unwrap());
-    let pids = until("all run", || Some(live.pids()).filter(|pids| pids.len() == 8));
+    let mut run = live.start();
+    let pids = live.all_run(&mut run);
     let (file, pid) = pids.iter().find(|(file, _)| file.ends_with("fleet-0/pid")).unwrap();
     signal("KILL", *pid);
-    assert_eq!(run.ended(), Some(1));
-    let words = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(until_within(RUN, "the run ends", || run.has_ended()).code(), Some(1));
+    let words = live.log();
     let place = file.with_file_name("log");
     assert!(words.contains("fleet-0 ended by itself") && words.contains(place.to_str().unwrap()), "{words}");
     assert!(place.is_file());
+    until("nothing runs", || pids.iter().all(|(_, pid)| !is_alive(*pid)).then_some(()));
+}
+
+#[test]
+fn a_test_that_ends_too_early_leaves_nothing_that_runs() {
+    let live = Live::new(LONG);
+    let mut run = live.start();
+    let pids = live.all_run(&mut run);
+    until_within(RUN, "one is lost", || pids.iter().any(|(_, pid)| is_lost(*pid)).then_some(()));
+    drop(run);
+    drop(live);
     until("nothing runs", || pids.iter().all(|(_, pid)| !is_alive(*pid)).then_some(()));
 }
 

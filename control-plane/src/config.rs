@@ -254,6 +254,12 @@ enum Step {
     },
 }
 
+/// Whether a service refuses a question for the mark in it, which it then names; one that is wrong otherwise is asked with it again.
+fn knows_no_marks(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused { status: StatusCode::BAD_REQUEST, problem, .. }
+        if problem.detail.as_ref().is_some_and(|detail| detail.contains("`mark`")))
+}
+
 struct Source {
     client: ConfigClient,
     since: Option<Since>,
@@ -342,7 +348,7 @@ impl Source {
         let asked = self.client.changes(self.since.as_ref(), WAIT);
         let told = bounded(&self.client, WAIT + GRACE, asked).await;
         if let (Err(error), Some(since)) = (&told, &mut self.since)
-            && error.status() == Some(StatusCode::BAD_REQUEST)
+            && knows_no_marks(error)
         {
             since.mark.clear();
         }

@@ -40,14 +40,19 @@ pub fn address() -> Ipv4Addr {
 }
 
 /// Looks again and again until there is something, or patience ends.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_within(PATIENCE, what, look)
+}
+
+/// The same with a patience of its own, for what has more to do.
+pub fn until_within<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let clock = SystemClock::new();
     let begin = clock.now();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(clock.now().since(begin) < PATIENCE, "waited in vain: {what}");
+        assert!(clock.now().since(begin) < patience, "waited in vain: {what}");
         pause();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
@@ -110,8 +110,18 @@ impl Spawned {
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
     }
 
+    /// The same, with what it says in another.
+    pub fn telling(command: &mut Command, said: std::fs::File, log: std::fs::File) -> Self {
+        Self(command.stdin(Stdio::null()).stdout(said).stderr(log).spawn().unwrap())
+    }
+
     pub fn id(&self) -> u64 {
         self.0.id().into()
+    }
+
+    /// How it ended, once it has.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.0.try_wait().unwrap()
     }
 
     /// Waits for its end, and gives its exit code.

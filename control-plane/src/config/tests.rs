@@ -1,9 +1,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use axum::extract::Request;
+use axum::extract::{Query, Request};
 use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Router};
 use meshwork_api::apply::{Delete, DocumentName, Files, Rollback, Stored};
 use meshwork_api::config::{Change, Edit};
@@ -14,6 +15,7 @@ use meshwork_process::{Caller, Readiness};
 use meshwork_store::embedded;
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 
 use super::*;
@@ -334,6 +336,30 @@ async fn a_change_in_an_older_copy_of_the_store_is_acknowledged_when_it_is_read_
     assert_eq!((applied.config_revision, names(&plane.model())), (2, ["a", "d"].into()));
 }
 
+/// What could be asked of what is new.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BeforeMarks {
+    #[serde(rename = "epoch")]
+    _epoch: Option<String>,
+    #[serde(rename = "since")]
+    _since: Option<u64>,
+    #[serde(rename = "wait")]
+    _wait: Option<String>,
+    #[serde(rename = "namespace")]
+    _namespace: Option<String>,
+    #[serde(rename = "kind")]
+    _kind: Option<String>,
+}
+
+fn refusal(why: &str) -> Response {
+    (
+        StatusCode::BAD_REQUEST,
+        axum::Json(json!({"title": "a question that is not understood", "detail": why})),
+    )
+        .into_response()
+}
+
 /// It tells no marks, and refuses a question that has something which it does not know.
 fn before_marks(role: Role) -> Role {
     let Role(router, config) = role;
@@ -341,8 +367,8 @@ fn before_marks(role: Role) -> Role {
         let router = router.clone();
         async move {
             let asks_what_is_new = request.uri().path() == "/v1/watch";
-            if asks_what_is_new && request.uri().query().is_some_and(|query| query.contains("mark=")) {
-                return Ok(axum::response::IntoResponse::into_response(StatusCode::BAD_REQUEST));
+            if asks_what_is_new && let Err(unknown) = Query::<BeforeMarks>::try_from_uri(request.uri()) {
+                return Ok(refusal(&unknown.body_text()));
             }
             let answer = router.oneshot(request).await?;
             if !asks_what_is_new {
@@ -351,7 +377,7 @@ fn before_marks(role: Role) -> Role {
             let told = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
             let mut told: serde_json::Value = serde_json::from_slice(&told).unwrap();
             told.as_object_mut().unwrap().remove("mark");
-            Ok::<_, std::convert::Infallible>(axum::response::IntoResponse::into_response(axum::Json(told)))
+            Ok::<_, std::convert::Infallible>(axum::Json(told).into_response())
         }
     };
     Role(Router::new().fallback(ask), config)
@@ -381,6 +407,43 @@ async fn a_service_that_is_put_back_to_a_version_before_marks_is_followed_on() {
     apply(&plane, &["e"]).await;
     apply(&plane, &["f"]).await;
     assert_ne!(plane.config.get().unwrap().found().read.mark, "");
+}
+
+/// It refuses the next question about what is new, for something else than its mark, and tells the one behind it.
+fn refusing_one(role: Role, next: mpsc::Sender<String>) -> Role {
+    let Role(router, config) = role;
+    let refused = Arc::new(AtomicBool::new(false));
+    let ask = move |request: Request| {
+        let (router, next, refused) = (router.clone(), next.clone(), Arc::clone(&refused));
+        async move {
+            if request.uri().path() == "/v1/watch" {
+                if !refused.swap(true, Ordering::Relaxed) {
+                    return Ok(refusal("this takes no more than it has"));
+                }
+                drop(next.try_send(request.uri().query().unwrap_or_default().to_owned()));
+            }
+            router.oneshot(request).await
+        }
+    };
+    Role(Router::new().fallback(ask), config)
+}
+
+#[tokio::test]
+async fn who_is_refused_for_something_else_asks_with_the_mark_again() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let plane = ControlPlane::start(settings(true), Arc::new(SystemClock::new())).unwrap();
+    tokio::spawn(follow(&plane, service.client(), SeededRng::new(1)));
+    until(&plane, |model| model.revision > 0).await;
+    apply(&plane, &["a"]).await;
+    let (next, mut asked) = mpsc::channel(8);
+    let role = refusing_one(service.0.lock().clone(), next);
+    *service.0.lock() = role;
+    // The question that waits is answered by this.
+    write(&service, CLUSTER, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "b"}}))
+        .await;
+    let asked = asked.recv().await.unwrap();
+    assert!(asked.contains("mark="), "{asked}");
 }
 
 #[tokio::test]

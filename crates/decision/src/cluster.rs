@@ -106,6 +106,12 @@ impl AppProtocol {
         matches!(self, Self::Tcp | Self::Tls)
     }
 
+    /// Whether HTTP is declared, of whichever version.
+    #[must_use]
+    pub const fn is_http(self) -> bool {
+        matches!(self, Self::Http1 | Self::Http2 | Self::Grpc | Self::WebSocket)
+    }
+
     /// Whether it is HTTP/2.
     #[must_use]
     pub const fn is_http2(self) -> bool {

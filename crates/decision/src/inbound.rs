@@ -11,7 +11,7 @@ use meshwork_base::{SpiffeId, Tick};
 use crate::authorization::Authorization;
 use crate::cause::Cause;
 use crate::cluster::{AppProtocol, ClusterKey};
-use crate::convert::WorkloadSpec;
+use crate::convert::{ServedSpec, WorkloadSpec};
 use crate::deadline::Fastest;
 use crate::overload::{Gate, Guard, Overload};
 use crate::rate_limit::RateLimit;
@@ -67,7 +67,7 @@ pub struct InboundPort {
     pub state: AppState,
 }
 
-/// What is known of an application's port from its answers. It says nothing about configuration, so all are equal.
+/// What is known of an application's port, from its answers above all. It says nothing about configuration, so all are equal.
 #[derive(Clone, Debug, Default)]
 pub struct AppState {
     shared: Arc<AppShared>,
@@ -134,30 +134,40 @@ impl AppState {
     }
 }
 
-/// Where applications have shown to speak HTTP: by instance, port and what is declared there, whichever services lead there, and
-/// while the control plane says nothing of the instance.
+/// Where applications speak HTTP: by instance and port, whichever services lead there and whatever they declare, and while the
+/// control plane says nothing of the instance. Tunnels hold on to what they were opened by, and have to hear of it there.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Shown(BTreeMap<(Arc<str>, u16, AppProtocol), Arc<AtomicBool>>);
+pub(crate) struct Shown(BTreeMap<(Arc<str>, u16), At>);
+
+#[derive(Clone, Debug, Default)]
+struct At {
+    speaks_http: Arc<AtomicBool>,
+    /// Something else than HTTP is declared.
+    is_opaque: bool,
+}
 
 impl Shown {
-    /// The same for what these instances serve now. Of a port for which something else is declared that is found out anew.
+    /// The same for what these instances serve now. Of a port for which something opaque is declared that is found out anew.
     pub(crate) fn of<'s>(&self, instances: impl Iterator<Item = &'s WorkloadSpec>) -> Self {
         let mut shown = self.0.clone();
         for WorkloadSpec { name, served, .. } in instances {
-            shown.retain(|(instance, port, protocol), _| {
-                let mut here =
-                    served.iter().filter(|served| instance == name && served.app_port == *port).peekable();
-                here.peek().is_none() || here.any(|served| served.protocol == *protocol)
-            });
-            for served in served {
-                shown.entry((Arc::clone(name), served.app_port, served.protocol)).or_default();
+            for ServedSpec { app_port, .. } in served {
+                let here = || served.iter().filter(|served| served.app_port == *app_port);
+                let at = shown.entry((Arc::clone(name), *app_port)).or_default();
+                let was_opaque = std::mem::replace(&mut at.is_opaque, here().all(|s| s.protocol.is_opaque()));
+                if at.is_opaque && !was_opaque {
+                    at.speaks_http = Arc::default();
+                }
+                if here().any(|served| served.protocol.is_http()) {
+                    at.speaks_http.store(true, Ordering::Relaxed);
+                }
             }
         }
         Self(shown)
     }
 
-    pub(crate) fn at(&self, instance: &Arc<str>, port: u16, protocol: AppProtocol) -> Arc<AtomicBool> {
-        self.0.get(&(Arc::clone(instance), port, protocol)).cloned().unwrap_or_default()
+    pub(crate) fn at(&self, instance: &Arc<str>, port: u16) -> Arc<AtomicBool> {
+        self.0.get(&(Arc::clone(instance), port)).map(|at| Arc::clone(&at.speaks_http)).unwrap_or_default()
     }
 }
 
@@ -184,7 +194,8 @@ impl Inbound {
         named(|p| p.key.port).or_else(|| named(|p| p.app_port)).ok_or(Cause::UnknownAppPort)
     }
 
-    /// Whether the application at this port of its own is known for a server of HTTP by its answers, to callers of whichever service.
+    /// Whether the application at this port of its own is known for a server of HTTP, by its answers or by what is declared, for
+    /// whichever service.
     #[must_use]
     pub fn speaks_http(&self, app_port: u16) -> bool {
         self.ports.iter().any(|port| port.app_port == app_port && port.state.speaks_http())

@@ -244,6 +244,52 @@ fn what_an_application_has_shown_to_speak_is_known_whichever_services_come_and_g
 }
 
 #[test]
+fn what_an_application_shows_by_another_declaration_is_known_to_what_was_opened_before() {
+    use v1::service_port::AppProtocol;
+    let serving = |services: &[(&str, AppProtocol)]| {
+        let served = services.iter().map(|(service, protocol)| v1::workload::Served {
+            service: (*service).into(),
+            service_port: 80,
+            app_port: 8080,
+            protocol: (*protocol).into(),
+        });
+        let workload = v1::Workload {
+            spiffe_id: "spiffe://m/ns/shop/sa/web".into(),
+            services: served.collect(),
+            ..Default::default()
+        };
+        Change::upsert("shop/web-1", "1", &workload)
+    };
+    let undeclared = ("shop/web", AppProtocol::Unspecified);
+    let open = || {
+        let mut builder = SnapshotBuilder::new();
+        let opened = build(&mut builder, [serving(&[undeclared])]);
+        assert!(!opened.inbound().unwrap().speaks_http(8080));
+        (builder, opened)
+    };
+
+    let (mut builder, opened) = open();
+    let both = build(&mut builder, [serving(&[undeclared, ("shop/late", AppProtocol::Tcp)])]);
+    assert!(!opened.inbound().unwrap().speaks_http(8080));
+    assert!(both.inbound().unwrap().ports[1].state.shows_http());
+    assert!(opened.inbound().unwrap().speaks_http(8080), "it has answered a service that came later");
+
+    for declared in [AppProtocol::Http1, AppProtocol::Http2, AppProtocol::Grpc, AppProtocol::Websocket] {
+        let (mut builder, opened) = open();
+        build(&mut builder, [serving(&[undeclared, ("shop/late", declared)])]);
+        assert!(opened.inbound().unwrap().speaks_http(8080), "{declared:?} of a service that came later");
+
+        let (mut builder, opened) = open();
+        build(&mut builder, [serving(&[("shop/web", declared)])]);
+        assert!(opened.inbound().unwrap().speaks_http(8080), "{declared:?} of its own service");
+        let again = build(&mut builder, [serving(&[undeclared])]);
+        assert!(again.inbound().unwrap().speaks_http(8080));
+        let opaque = build(&mut builder, [serving(&[("shop/web", AppProtocol::Tls)])]);
+        assert!(!opaque.inbound().unwrap().speaks_http(8080), "it is another application");
+    }
+}
+
+#[test]
 fn a_bundle_older_than_the_one_held_is_refused_so_that_nothing_revoked_comes_back() {
     let mut builder = SnapshotBuilder::new();
     let bundle = |sequence| v1::Bundle { sequence, ..v1::Bundle::default() };

@@ -67,12 +67,12 @@ impl HttpBody for Asked {
 /// An answer's body, which is under way for as long as there is more of it.
 pub(super) struct Answer {
     body: Body,
-    _under_way: UnderWay,
+    under_way: UnderWay,
 }
 
 impl Answer {
     pub(super) const fn new(body: Body, under_way: UnderWay) -> Self {
-        Self { body, _under_way: under_way }
+        Self { body, under_way }
     }
 }
 
@@ -83,7 +83,8 @@ impl HttpBody for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| self.under_way.part(bytes)))))
     }
     fn is_end_stream(&self) -> bool {
         self.body.is_end_stream()

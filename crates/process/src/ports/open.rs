@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -99,8 +100,11 @@ impl Open {
 pub(super) struct Work {
     /// When each request began that has no whole answer yet, in the order of their numbers.
     under_way: BTreeMap<u64, Instant>,
-    /// The same of those whose answer is whole, and waits for a caller who reads slowly.
-    answered: BTreeMap<u64, Instant>,
+    /// When the oldest began of those whose answer is whole, and waits for a caller who reads slowly. Whoever reads nothing
+    /// can ask on: nothing is kept of each.
+    answered: Option<Instant>,
+    /// How many parts of answers are not written yet, though they are out of their bodies.
+    lying: usize,
     /// The number of the next one.
     next: u64,
     /// Since when it has had none, while it has none; of those that are answered, when something of that went last.
@@ -122,14 +126,20 @@ enum State {
 impl Work {
     /// Of a connection that has just begun.
     pub(super) fn none() -> Arc<watch::Sender<Self>> {
-        let (under_way, answered) = (BTreeMap::new(), BTreeMap::new());
-        Arc::new(watch::Sender::new(Self { under_way, answered, next: 0, since: Instant::now() }))
+        let since = Instant::now();
+        Arc::new(watch::Sender::new(Self {
+            under_way: BTreeMap::new(),
+            answered: None,
+            lying: 0,
+            next: 0,
+            since,
+        }))
     }
 
     fn state(&self) -> State {
-        match (self.under_way.first_key_value(), self.answered.first_key_value()) {
+        match (self.under_way.first_key_value(), self.answered) {
             (Some((_, began)), _) => State::Busy(*began),
-            (None, Some((_, began))) => State::Answered(*began),
+            (None, Some(began)) => State::Answered(began),
             (None, None) if self.next == 0 => State::New(self.since),
             (None, None) => State::Idle(self.since),
         }
@@ -137,17 +147,20 @@ impl Work {
 
     /// Something that was written has gone; says whether that matters.
     pub(super) fn has_sent_some(&mut self) -> bool {
-        let matters = !self.answered.is_empty();
+        let matters = self.answered.is_some();
         if matters {
             self.since = Instant::now();
         }
         matters
     }
 
-    /// All that was written has gone; says whether that matters.
+    /// All that was written has gone; says whether that matters. In HTTP/2 it may be all that the caller takes at present.
     pub(super) fn has_sent_all(&mut self) -> bool {
+        if self.lying > 0 {
+            return false;
+        }
         let matters = self.has_sent_some();
-        self.answered.clear();
+        self.answered = None;
         matters
     }
 
@@ -201,14 +214,48 @@ impl UnderWay {
         });
         Self { work: Arc::clone(work), number }
     }
+
+    /// A part of its answer, which is told from what is written for as long as it lies anywhere: HTTP/2 takes it out of the
+    /// body whole, before the caller has room for it.
+    pub(super) fn part(&self, bytes: Bytes) -> Bytes {
+        self.work.send_if_modified(|work| {
+            work.lying += 1;
+            false
+        });
+        Bytes::from_owner(Part { bytes, work: Arc::clone(&self.work) })
+    }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.work.send_modify(|work| {
             let began = work.under_way.remove(&self.number);
-            work.answered.extend(began.map(|began| (self.number, began)));
-            work.since = Instant::now();
+            // Another answer is no sign that anything of those before is read.
+            if work.answered.is_none() {
+                work.since = Instant::now();
+            }
+            work.answered = began.into_iter().chain(work.answered).min();
+        });
+    }
+}
+
+struct Part {
+    bytes: Bytes,
+    work: Arc<watch::Sender<Work>>,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // Whoever had it asks for a flush then, which tells.
+        self.work.send_if_modified(|work| {
+            work.lying -= 1;
+            false
         });
     }
 }
@@ -250,5 +297,23 @@ mod tests {
         given_up(work.subscribe(), Some(limit)).await;
         assert!(began.elapsed() >= limit + limit / 2, "{:?}", began.elapsed());
         drop(second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_on_and_reads_nothing_is_given_up() {
+        let work = Work::none();
+        let began = Instant::now();
+        let asks_on = async {
+            loop {
+                drop(UnderWay::begin(&work));
+                tokio::time::sleep(IDLE / 8).await;
+            }
+        };
+        tokio::select! {
+            () = given_up(work.subscribe(), None) => {}
+            () = asks_on => {}
+            () = tokio::time::sleep(IDLE * 4) => {}
+        }
+        assert!(began.elapsed() < IDLE + IDLE / 4, "{:?}", began.elapsed());
     }
 }

@@ -4,6 +4,7 @@ use std::future::pending;
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, put};
+use futures_util::StreamExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 
@@ -372,6 +373,36 @@ fn streams(answer: &[u8]) -> Option<u32> {
     let mut settings = rest.get(..length).filter(|_| head[3] == 4)?.chunks_exact(6);
     let value = settings.find(|setting| setting.starts_with(&[0, 3]))?;
     Some(u32::from_be_bytes(value[2..].try_into().ok()?))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_read_slowly_over_http_2_is_under_way_until_it_has_gone() {
+    let served = Served::start(bounds(2));
+    let near = TokioIo::new(served.open().await);
+    let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    // A small part of the answer.
+    client.initial_stream_window_size(64 * 1024).initial_connection_window_size(64 * 1024);
+    let (mut requests, connection) = client.handshake(near).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://a/large").body(Body::empty()).unwrap();
+    let mut answer =
+        requests.send_request(request).await.unwrap().map(Body::new).into_body().into_data_stream();
+    tokio::time::sleep(PAUSE).await;
+    let mut quick = served.open().await;
+    assert!(ask(&mut quick, "/quick").await.ends_with("done"));
+    let mut third = served.open().await;
+    assert!(!is_open(&mut quick).await, "it is idle, though for less long");
+    assert!(ask(&mut third, "/quick").await.ends_with("done"));
+    let mut read = 0;
+    while let Some(Ok(data)) = answer.next().await {
+        read += data.len();
+        tokio::time::sleep(IDLE / 4).await;
+    }
+    assert_eq!(read, LARGE);
+    // It is idle now, and since it has gone.
+    tokio::time::sleep(IDLE + PAUSE).await;
+    settle().await;
+    assert!(requests.is_closed());
 }
 
 #[tokio::test(start_paused = true)]

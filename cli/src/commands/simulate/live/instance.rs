@@ -70,6 +70,9 @@ impl Instance {
 
     /// Its process is killed, or stands still as on a host that is gone; else the application is told what to do.
     async fn turn(&mut self, state: State) -> Result<(), LiveError> {
+        if self.is_stopped && state == State::Lost {
+            return Ok(());
+        }
         if (self.is_stopped || state == State::Away)
             && let Some(process) = self.process.take()
         {

@@ -90,7 +90,7 @@ impl Built {
             let section = sections.iter().find(|(port, _)| *port == served.key.port);
             let section = section.map_or("", |(_, name)| name);
             let overload = self.policies.overload_of(&served.key.service, section);
-            let state = known(served).that_has_shown(shown.at(instance, served.app_port, served.protocol));
+            let state = known(served).that_has_shown(shown.at(instance, served.app_port));
             state.is_under(overload.as_ref());
             let (authorization, mtls) = self.policies.of_inbound(&served.key.service, section);
             InboundPort {
