@@ -3,12 +3,11 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use h2::Reason;
 use h2::server::{Builder, Connection, SendResponse};
-use h2::{Ping, PingPong, Reason};
 use meshwork_decision::Cause;
 use meshwork_http1::Limits;
 use meshwork_telemetry::Protocol;
@@ -23,9 +22,7 @@ use crate::connections::{Entry, Order, Phase, Registration};
 use crate::error::Failure;
 use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
-use crate::http::estimate::SMALLEST;
 use crate::http::payload::{Backlog, Payload};
-use crate::http::windows::{Bounds, Received, Seen, Windows};
 use crate::mesh::Place;
 use crate::poll_time::timed_by_poll;
 use crate::replay::Replayed;
@@ -35,12 +32,13 @@ use crate::stream;
 use crate::upstream::behind::unsent;
 use crate::workspace::{Lent, Workspace};
 
-/// Bytes of the bodies of one caller's connection that may be on the way to us unread, as long as none needs more than the
-/// smallest window.
+/// Bytes of one request's body that may be on the way to us unread.
+const STREAM_WINDOW: u32 = 128 * 1024;
+/// The same for all requests of one caller's connection.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Between proxies a connection carries requests of many callers: those that the application does not read must not take
 /// the window of those beside them.
-const MESH_WINDOW: u32 = SMALLEST * MAX_STREAMS;
+const MESH_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 128;
 /// Bytes of one response's body that wait for the connection; all of them together are bounded by the backlog.
@@ -103,7 +101,6 @@ struct Common {
     entry: Rc<Entry>,
     resets: Resets,
     backlog: Rc<Backlog>,
-    received: Rc<Received>,
 }
 
 /// Whether a connection's resets are those of a stranger.
@@ -111,23 +108,19 @@ fn is_stranger(link: &Link) -> bool {
     link.caller.is_none() && !matches!(link.place, Place::Outbound(_))
 }
 
-/// What may be on the way on all streams of a connection together.
-const fn window(place: Place) -> u32 {
-    match place {
+fn builder(limits: &Limits, link: &Link) -> Builder {
+    let window = match link.place {
         Place::Inbound(_) | Place::Hbone(_) => MESH_WINDOW,
         Place::Gateway(_) | Place::Outbound(_) => CONNECTION_WINDOW,
-    }
-}
-
-fn builder(limits: &Limits, link: &Link) -> Builder {
+    };
     let (unseen, provoked, remembered) = match is_stranger(link) {
         true => (UNSEEN_RESETS, PROVOKED_RESETS, REMEMBERED_RESETS),
         false => (MESH_UNSEEN_RESETS, MESH_PROVOKED_RESETS, MESH_REMEMBERED_RESETS),
     };
     let mut builder = Builder::new();
     builder
-        .initial_window_size(SMALLEST)
-        .initial_connection_window_size(window(link.place))
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(window)
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(convert::longest_list(limits))
@@ -154,21 +147,13 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
         Ok(None) | Err(_) => return worker.ends(&entry),
     };
     entry.enter(Phase::Idle, worker.now());
-    let received = Rc::<Received>::default();
-    let bounds = Bounds { window: window(link.place), small_frames: SMALL_FRAMES };
-    let budget = Arc::clone(worker.shared.memory.windows());
-    let windows = Box::new(Windows::new(Rc::clone(&received), budget, bounds));
-    let (resets, backlog) = (Resets::default(), Rc::default());
-    let common = Rc::new(Common { entry: entry.entry(), resets, backlog, received });
+    let common = Rc::new(Common { entry: entry.entry(), resets: Resets::default(), backlog: Rc::default() });
     let mut serving = Serving {
         link: &link,
         common: &common,
         connection,
         flusher,
         watch,
-        windows,
-        pings: None,
-        is_asked: false,
         going_away: false,
         ending: false,
     };
@@ -208,11 +193,6 @@ struct Serving<'l> {
     connection: Connection<Guarded, Payload>,
     flusher: Flusher,
     watch: Rc<Watch>,
-    windows: Box<Windows>,
-    /// Taken when the first one is sent: most connections send none.
-    pings: Option<PingPong>,
-    /// A PING of ours is on its way.
-    is_asked: bool,
     going_away: bool,
     /// It was told why it ends.
     ending: bool,
@@ -229,7 +209,6 @@ impl Serving<'_> {
         if let Some(fault) = self.common.resets.fault() {
             if is_stranger(self.link) { self.end_for(fault) } else { self.count(&fault) }
         }
-        self.turn_windows(cx);
         let mut accepted = self.connection.poll_accept(cx);
         if accepted.is_pending() && self.looked_at() {
             accepted = self.connection.poll_accept(cx);
@@ -244,27 +223,6 @@ impl Serving<'_> {
             }
         }
         accepted
-    }
-
-    /// Whether windows are as large as they have to be.
-    fn turn_windows(&mut self, cx: &mut Context<'_>) {
-        let pong = |pings: &mut PingPong| matches!(pings.poll_pong(cx), Poll::Ready(Ok(_)));
-        let answered = self.is_asked && self.pings.as_mut().is_some_and(pong);
-        self.is_asked &= !answered;
-        let seen = Seen { heard: self.flusher.moved().heard, answered, may_ask: !self.is_asked };
-        if self.windows.turn(cx, &seen, &mut self.connection) {
-            self.ask(cx);
-        }
-    }
-
-    #[cold]
-    fn ask(&mut self, cx: &mut Context<'_>) {
-        let Some(pings) = self.pings.take().or_else(|| self.connection.ping_pong()) else { return };
-        let pings = self.pings.insert(pings);
-        self.is_asked = pings.send_ping(Ping::opaque()).is_ok();
-        if self.is_asked && pings.poll_pong(cx).is_ready() {
-            cx.waker().wake_by_ref();
-        }
     }
 
     /// Follows what was found in what has just been read; true: there is something to be said.
@@ -392,7 +350,7 @@ async fn serve_stream(
 ) {
     if matches!(conn.place, Place::Hbone(_)) {
         let now = conn.worker.now();
-        Box::pin(stream::hbone::serve(conn, request, respond, &common.backlog, &common.received)).await;
+        Box::pin(stream::hbone::serve(conn, request, respond, &common.backlog)).await;
         return common.entry.progress(now);
     }
     let started = conn.worker.now();
@@ -403,9 +361,7 @@ async fn serve_stream(
         Place::Inbound(_) => convert::request_into(&request, &convert::with_fields_of_proxies(*limits), head),
         _ => convert::request_into(&request, limits, head),
     };
-    let Common { backlog, received, .. } = &*common;
-    let stream = H2Stream::new(request, respond, Rc::clone(backlog), received, limits);
-    let mut down = Down::H2(Box::new(stream));
+    let mut down = Down::H2(Box::new(H2Stream::new(request, respond, Rc::clone(&common.backlog), limits)));
     match read.and_then(|()| in_time(conn.entry.order(), conn.caller.is_some())) {
         Ok(()) => request::serve(&conn, head, &mut down, scratch, started).await,
         Err(failure) => request::refuse(&conn, head, &mut down, scratch, &failure, started).await,

@@ -11,31 +11,19 @@ use meshwork_http1::{Fields, Limit, Limits, ParseError};
 use super::convert;
 use super::payload::{Backlog, Payload};
 use super::stream::{self, Frame, StreamError};
-use super::windows::{Part, Received};
 
 /// Frames that arrive.
 #[derive(Debug)]
 pub(crate) struct H2Source {
     recv: RecvStream,
-    /// What the streams of this connection have given on, and this one of it.
-    received: Rc<Received>,
-    part: Part,
-    began: bool,
     data_ended: bool,
     /// Most trailers, and most of their bytes.
     trailers: (u32, u32),
 }
 
 impl H2Source {
-    pub(crate) fn new(recv: RecvStream, received: &Rc<Received>, limits: &Limits) -> Self {
-        Self {
-            recv,
-            received: Rc::clone(received),
-            part: Part::default(),
-            began: false,
-            data_ended: false,
-            trailers: (limits.header_count, limits.trailer_bytes),
-        }
+    pub(crate) fn new(recv: RecvStream, limits: &Limits) -> Self {
+        Self { recv, data_ended: false, trailers: (limits.header_count, limits.trailer_bytes) }
     }
 
     /// No frame will follow.
@@ -51,8 +39,6 @@ impl H2Source {
                 Some(data) => {
                     let data = data?;
                     self.recv.flow_control().release_capacity(data.len())?;
-                    let first = !std::mem::replace(&mut self.began, true);
-                    self.received.gives(&mut self.part, data.len(), first, &mut self.recv);
                     if !data.is_empty() {
                         return Poll::Ready(Ok(Frame::Data(data)));
                     }

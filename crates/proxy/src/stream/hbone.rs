@@ -22,7 +22,6 @@ use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
 use crate::http::stream::told;
 use crate::http::tunnel::Tunnel;
-use crate::http::windows::Received;
 use crate::io::Io;
 use crate::request::answer::shows_http;
 use crate::upstream::connect::{CONNECT_TIMEOUT, connect};
@@ -34,7 +33,6 @@ pub(crate) async fn serve(
     request: http::Request<h2::RecvStream>,
     mut respond: SendResponse<Payload>,
     backlog: &Rc<Backlog>,
-    received: &Rc<Received>,
 ) {
     let view = conn.worker.view();
     let cx = Carried::of(&conn);
@@ -49,7 +47,7 @@ pub(crate) async fn serve(
     };
     let outcome = match (opened, answered) {
         (Ok((mut app, inbound, port)), Ok(sink)) => {
-            let source = H2Source::new(request.into_body(), received, &conn.worker.shared.settings.limits);
+            let source = H2Source::new(request.into_body(), &conn.worker.shared.settings.limits);
             let tunnel = Tunnel::new(source, sink, None);
             let mut down = match port.protocol.is_opaque() {
                 true => End::Tunnel(Box::new(tunnel)),

@@ -15,7 +15,6 @@ use super::pings::Pings;
 use super::pool::Room;
 use crate::gather::{Flusher, Gathered};
 use crate::http::payload::Payload;
-use crate::http::windows::{Seen, Windows};
 
 /// So long the goodbye of a connection that nobody uses any more may take: a peer that does not read would hold it for as long
 /// as it likes.
@@ -24,7 +23,6 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// What it works with beside the connection.
 pub(super) struct Task {
     pub(super) flusher: Flusher,
-    pub(super) windows: Box<Windows>,
     pub(super) pings: Rc<Pings>,
     pub(super) alive: Rc<Alive>,
     /// Set when it has ended.
@@ -37,19 +35,13 @@ pub(super) struct Task {
 
 impl Task {
     /// Runs until the connection has ended. Each stream learns of that by itself.
-    pub(super) async fn carry(mut self, mut connection: Connection<Gathered, Payload>) {
+    pub(super) async fn carry(self, mut connection: Connection<Gathered, Payload>) {
         let mut ping_pong = connection.ping_pong().expect("asked for once");
         let mut most = connection.max_concurrent_send_streams();
         let mut goodbye = None;
         let done = poll_fn(|cx| {
-            let answered = self.pings.turn(cx, &mut ping_pong);
-            if answered && self.alive.answered() {
+            if self.pings.turn(cx, &mut ping_pong) && self.alive.answered() {
                 self.room.call();
-            }
-            let heard = self.flusher.moved().heard;
-            let seen = Seen { heard, answered, may_ask: !self.pings.is_under_way() };
-            if self.windows.turn(cx, &seen, &mut connection) {
-                self.pings.ask();
             }
             let done = Pin::new(&mut connection).poll(cx);
             self.pings.moved();

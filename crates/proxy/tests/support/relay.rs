@@ -57,7 +57,7 @@ impl Relay {
 }
 
 /// Counts the PINGs among what passes in one direction, however the frames are cut into pieces.
-pub(super) struct Pings {
+struct Pings {
     head: Vec<u8>,
     /// Bytes of a payload that have not come.
     skip: usize,
@@ -66,11 +66,11 @@ pub(super) struct Pings {
 
 impl Pings {
     /// In what follows this many bytes.
-    pub(super) fn behind(skip: usize, counts: &Arc<[AtomicUsize; 2]>) -> Self {
+    fn behind(skip: usize, counts: &Arc<[AtomicUsize; 2]>) -> Self {
         Self { head: Vec::new(), skip, counts: Arc::clone(counts) }
     }
 
-    pub(super) fn pass(&mut self, bytes: &[u8]) {
+    fn pass(&mut self, bytes: &[u8]) {
         for byte in bytes {
             if self.skip > 0 {
                 self.skip -= 1;
