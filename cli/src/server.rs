@@ -9,8 +9,9 @@ use serde::Deserialize;
 
 const DEFAULT: &str = "http://127.0.0.1:15014";
 
-/// How long a command waits for a server that says nothing: who runs it in a pipeline is to hear of one that hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a command waits for a server that says nothing: who runs it in a pipeline is to hear of one that hangs. A change may take
+/// a minute until it is stored and read, and is not to be called lost before.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Flags of every command that asks a server.
 #[derive(clap::Args, Clone, Debug)]

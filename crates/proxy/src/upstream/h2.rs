@@ -36,7 +36,7 @@ use crate::timers::timeout;
 const STREAM_WINDOW: u32 = 128 * 1024;
 /// Requests of one connection at the same time, however many the peer would take.
 const MAX_STREAMS: usize = 128;
-/// So long a new connection's peer has to say how many it takes, before others count on it to take them: `h2` holds them back
+/// So long a new connection's peer has at least to say how many it takes, before others count on it to take them: `h2` holds them back
 /// until it has said so, and they and their endpoint are what the time is held against, as it was.
 const SETTINGS: Duration = Duration::from_millis(100);
 /// The same for all responses of one connection: callers that do not read must not take the window of those beside them.
@@ -295,7 +295,9 @@ impl H2Connection {
     pub(super) async fn settles(&self) {
         // What comes first are the peer's settings (RFC 9113 section 3.4).
         let heard = self.pings.heard(|| !self.is_new());
-        if timeout(SETTINGS, heard).await.is_err() {
+        // One that is far away has said so, and we have not heard it yet.
+        let patience = SETTINGS.max(self.open.round_trip.saturating_mul(3));
+        if timeout(patience, heard).await.is_err() {
             self.silent.set(true);
         }
     }
