@@ -492,6 +492,19 @@ async fn whoever_waits_in_vain_because_of_the_limit_hears_of_the_limit_wherever_
     drop(first);
 }
 
+/// One whose endpoints may have one retry each under way.
+async fn repeating_one(up: SocketAddr) -> (Harness, SocketAddr) {
+    let limits = Some(v1::Limits { max_retries_per_endpoint: 1, ..Default::default() });
+    let policy = v1::TrafficPolicy { limits, ..retry(1, &[503]) };
+    let (harness, address) = gateway(&[up], Some(policy)).await;
+    has_headroom(&harness, 1).await;
+    (harness, address)
+}
+
+async fn has_headroom(harness: &Harness, left: u64) {
+    harness.wait_metric("meshwork_limit_headroom", &["perEndpoint.maxRetries"], left).await;
+}
+
 #[tokio::test]
 async fn as_many_retries_are_under_way_to_an_endpoint_as_may_be() {
     let held = Arc::new(AtomicUsize::new(0));
@@ -511,13 +524,8 @@ async fn as_many_retries_are_under_way_to_an_endpoint_as_may_be() {
         (!is_retry).then(|| BUSY.to_vec())
     })
     .await;
-    let limits = Some(v1::Limits { max_retries_per_endpoint: 1, ..Default::default() });
-    let policy = v1::TrafficPolicy { limits, ..retry(1, &[503]) };
-    let (harness, address) = gateway(&[up.address], Some(policy)).await;
-    let headroom = async |left| {
-        harness.wait_metric("meshwork_limit_headroom", &["perEndpoint.maxRetries"], left).await;
-    };
-    headroom(1).await;
+    let (harness, address) = repeating_one(up.address).await;
+    let headroom = async |left| has_headroom(&harness, left).await;
     let first = tokio::spawn(async move { exchange(address, GET).await });
     while held.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
@@ -540,13 +548,8 @@ async fn a_retry_in_its_back_off_is_one_of_those_under_way() {
         is_head(got).then(|| busy.as_bytes().to_vec())
     })
     .await;
-    let limits = Some(v1::Limits { max_retries_per_endpoint: 1, ..Default::default() });
-    let policy = v1::TrafficPolicy { limits, ..retry(1, &[503]) };
-    let (harness, address) = gateway(&[up.address], Some(policy)).await;
-    let headroom = async |left| {
-        harness.wait_metric("meshwork_limit_headroom", &["perEndpoint.maxRetries"], left).await;
-    };
-    headroom(1).await;
+    let (harness, address) = repeating_one(up.address).await;
+    let headroom = async |left| has_headroom(&harness, left).await;
     let first = tokio::spawn(async move { exchange(address, GET).await });
     headroom(0).await;
     let second = exchange(address, GET).await;
