@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use meshwork_decision::simulator::{
-    Chain, Phase, Policies, Report, Scenario, State, fleets, median, run, run_chain,
+    Chain, Phase, Policies, Reached, Report, Scenario, State, fleets, median, run, run_chain,
 };
 use meshwork_decision::{
     Algorithm, HedgeDelay, HedgePolicy, OutlierDetection, RetryBudget, RetryPolicy, SlowStart,
@@ -335,7 +335,9 @@ fn hedging_shortens_the_tail_over_a_hundred_seeds() {
 
 /// Services behind each other that pass on no id: what reaches the last for one request, the median of seeds and the most.
 fn along_a_chain(chain: &Chain, seeds: u64) -> (f64, f64) {
-    let times: Vec<f64> = (0..seeds).map(|seed| run_chain(chain, seed).times()).collect();
+    let reached: Vec<_> = (0..seeds).map(|seed| run_chain(chain, seed)).collect();
+    assert_eq!(reached.iter().find_map(|one| one.broken.clone()), None);
+    let times: Vec<f64> = reached.iter().map(Reached::times).collect();
     (median(times.iter().copied()), times.iter().copied().fold(0.0, f64::max))
 }
 

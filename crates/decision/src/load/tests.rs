@@ -246,6 +246,40 @@ fn another_instance_begins_anew() {
     assert!(!load.is_resting(at(1)) && !load.has_failed() && load.ln_latency(at(1)).is_none());
 }
 
+/// So many times it loses by its latency to one that takes ten milliseconds, after an answer so long ago: how often it is asked.
+fn losses(looks: &Looks, times: u32, age: Duration, now: u64) -> usize {
+    (0..times).filter(|_| looks.begins(sample(MS(10)), age, at(now))).count()
+}
+
+#[test]
+fn while_a_look_takes_long_it_is_let_alone_if_it_was_heard_of_meanwhile() {
+    let looks = Looks::default();
+    assert_eq!(losses(&looks, 200, MS(5_000), 5_000), 1);
+    assert_eq!(losses(&looks, 300, MS(2_999), 10_000), 0, "one that was given up said something");
+    assert_eq!(losses(&looks, 1, MS(3_000), 10_001), 1);
+}
+
+#[test]
+fn who_has_recovered_and_is_slow_again_has_its_luck_to_show_again() {
+    let looks = Looks::default();
+    losses(&looks, 200, MS(5_000), 5_000);
+    for found in [Found::Luck, Found::Luck, Found::Recovered(sample(MS(10)))] {
+        assert_eq!(looks.answered(sample(MS(11))), found);
+        losses(&looks, if found == Found::Luck { 10 } else { 0 }, MS(1), 6_000);
+    }
+    assert_eq!(losses(&looks, 199, MS(5_000), 20_000), 0, "as before it had recovered");
+    assert_eq!(losses(&looks, 1, MS(5_000), 20_000), 1);
+}
+
+#[test]
+fn what_is_given_up_while_nobody_looks_ends_no_luck() {
+    let looks = Looks::default();
+    losses(&looks, 200, MS(5_000), 5_000);
+    assert_eq!(looks.answered(sample(MS(11))), Found::Luck);
+    looks.outlasted(sample(MS(3_000)));
+    assert_eq!(losses(&looks, 10, MS(1), 6_000), 1, "it was sent before that");
+}
+
 #[test]
 fn another_instance_was_not_passed_over() {
     let slow = Slow::new();
