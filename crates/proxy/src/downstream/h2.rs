@@ -10,7 +10,7 @@ use meshwork_http1::{Limits, ResponseHead};
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
-use crate::http::stream::StreamError;
+use crate::http::stream::{Frame, StreamError};
 use crate::http::upgrade;
 
 /// See the module's text.
@@ -106,6 +106,21 @@ impl H2Stream {
                 done => done,
             },
             None => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Whether its response has ended, and its request has not.
+    pub(crate) fn is_answered_early(&self) -> bool {
+        self.sink.as_ref().is_some_and(H2Sink::has_ended) && !self.source.is_end()
+    }
+
+    /// Takes and drops what still comes of the request, up to a bound.
+    pub(crate) fn poll_linger(&mut self, cx: &mut Context<'_>, left: &mut u64) -> Poll<()> {
+        loop {
+            match ready!(self.source.poll_frame(cx)) {
+                Ok(Frame::Data(data)) if (data.len() as u64) < *left => *left -= data.len() as u64,
+                _ => return Poll::Ready(()),
+            }
         }
     }
 

@@ -13,7 +13,7 @@ use meshwork_http1::Limits;
 use meshwork_telemetry::Protocol;
 
 use super::Down;
-use super::connection::{Conn, Link};
+use super::connection::{Conn, LINGER_BYTES, Link};
 use super::guard::Guarded;
 use super::h2::H2Stream;
 use super::handshake;
@@ -366,9 +366,31 @@ async fn serve_stream(
         Ok(()) => request::serve(&conn, head, &mut down, scratch, started).await,
         Err(failure) => request::refuse(&conn, head, &mut down, scratch, &failure, started).await,
     }
-    let now = conn.worker.now();
-    common.resets.ended(scratch.was_taken_back() && now.since(started) < PREMATURE);
-    common.entry.progress(now);
+    let lasted = conn.worker.now().since(started);
+    common.resets.ended(scratch.was_taken_back() && lasted < PREMATURE);
+    drop(space);
+    if let Down::H2(stream) = &mut down
+        && stream.is_answered_early()
+    {
+        linger(&conn, stream).await;
+    }
+    common.entry.progress(conn.worker.now());
+}
+
+/// Waits for a caller that was answered before its request was whole to end that, or to take it back. RST_STREAM right behind the
+/// response would be allowed (RFC 9113 section 8.1), but who has not read the response by then, as curl, knows of its failed upload alone.
+async fn linger(conn: &Conn, stream: &mut H2Stream) {
+    conn.entry.enter(Phase::Head, conn.worker.now());
+    let mut left = LINGER_BYTES;
+    poll_fn(|cx| {
+        let is_over = conn.entry.order().is_some_and(|order| order != Order::Drain);
+        if is_over || stream.poll_linger(cx, &mut left).is_ready() {
+            return Poll::Ready(());
+        }
+        conn.entry.watch(cx);
+        Poll::Pending
+    })
+    .await;
 }
 
 #[cfg(test)]

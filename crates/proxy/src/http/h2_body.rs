@@ -85,6 +85,11 @@ impl H2Sink {
         Self { send, backlog, waiting: Bytes::new(), gathered: BytesMut::new(), end: None, ended }
     }
 
+    /// Nothing more will be said on it.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     fn queued(&self) -> usize {
         self.waiting.len() + self.gathered.len()
     }

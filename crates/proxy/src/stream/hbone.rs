@@ -127,7 +127,7 @@ fn takes_tunnels(inbound: &Inbound, port: &InboundPort) -> Result<(), Failure> {
         Some(Inside::Http1 | Inside::Http2) => "its port declares HTTP: it takes requests, and no tunnels",
         // Which bytes it would take for a request nobody knows better than the application.
         None if inbound.speaks_http(port.app_port) => {
-            "its application has answered in HTTP, or has been declared to: it takes requests, and no tunnels unless its port declares tcp"
+            "its application has answered in HTTP, or another service declares that it does: it takes requests, and no tunnels unless its port declares tcp"
         }
         None => return Ok(()),
     };
