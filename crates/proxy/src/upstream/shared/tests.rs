@@ -494,7 +494,9 @@ async fn whoever_waits_for_that_word_has_the_stream_that_ends_meanwhile() {
         let mut waits = pin!(pool.share(Duration::ZERO, Behind::default(), no_dial));
         let mut waits_too = pin!(pool.share(Duration::ZERO, Behind::default(), no_dial));
         assert!(look(&mut waits).is_pending() && look(&mut waits_too).is_pending());
+        assert!(pool.is_dialing(), "how many it takes is what is waited for");
         drop(first);
+        assert!(!pool.is_dialing(), "whom a limit keeps from it must not wait for what is there");
         let Poll::Ready(Ok(has)) = look(&mut waits) else { panic!("a newcomer would have it at once") };
         assert!(Rc::ptr_eq(&has, &silent));
         let _second = opens(&has).await;
