@@ -37,8 +37,11 @@ const STREAM_WINDOW: u32 = 128 * 1024;
 /// Requests of one connection at the same time, however many the peer would take.
 const MAX_STREAMS: usize = 128;
 /// So long a new connection's peer has at least to say how many it takes, before others count on it to take them: `h2` holds them back
-/// until it has said so, and they and their endpoint are what the time is held against, as it was.
+/// until it has said so. What is waited for longer is the endpoint, and what the time is held against.
 const SETTINGS: Duration = Duration::from_millis(100);
+/// The same at most, however long the way there seemed: a connection takes as long to make where an endpoint that takes none off its
+/// queue lets the first packets be lost, and whoever waits for that one's word waits for nothing.
+const FAR: Duration = Duration::from_secs(1);
 /// The same for all responses of one connection: callers that do not read must not take the window of those beside them.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 /// Bytes of one request's body that wait here for the connection.
@@ -57,6 +60,12 @@ const GIVEN_UP: u32 = 4 * 1024;
 /// connection ends with all requests on it, so callers who do not read must not get there: this is many streams' windows
 /// full of small messages, and at worst some 50 MiB of our memory.
 const SMALL_FRAMES: usize = 128 * 1024 * 1024;
+
+/// How long the peer of a new connection has to say how many streams it takes, by how long it takes there and back.
+pub(super) fn patience(round_trip: Duration) -> Duration {
+    // One that is far away has said so, and we have not heard it yet.
+    round_trip.saturating_mul(3).clamp(SETTINGS, FAR)
+}
 
 /// Why a connection that leads nowhere has ended.
 const SILENT: &str = "no answer to a PING within 5 s: the connection leads nowhere";
@@ -291,15 +300,25 @@ impl H2Connection {
         }
     }
 
-    /// Waits until it is [new](Self::is_new) no more.
-    pub(super) async fn settles(&self) {
-        // What comes first are the peer's settings (RFC 9113 section 3.4).
-        let heard = self.pings.heard(|| !self.is_new());
-        // One that is far away has said so, and we have not heard it yet.
-        let patience = SETTINGS.max(self.open.round_trip.saturating_mul(3));
-        if timeout(patience, heard).await.is_err() {
-            self.silent.set(true);
+    /// Waits until it is [new](Self::is_new) no more, or takes another stream, or none since it may lead nowhere. `late` is called when
+    /// what is waited for is the endpoint.
+    pub(super) async fn settles(&self, late: impl FnOnce()) {
+        if self.says_within(SETTINGS).await {
+            return;
         }
+        late();
+        let left = self.open.patience.saturating_sub(SETTINGS);
+        if left.is_zero() || !self.says_within(left).await {
+            self.silent.set(true);
+            // Who waits beside us waits for the same.
+            self.pings.moved();
+        }
+    }
+
+    async fn says_within(&self, time: Duration) -> bool {
+        // What comes first are the peer's settings (RFC 9113 section 3.4).
+        let says = self.pings.heard(|| !self.is_new() || self.has_room() || self.is_doubted());
+        timeout(time, says).await.is_ok()
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -453,6 +472,7 @@ impl Drop for Stream {
             self.connection.given_up.set(self.connection.given_up.get().saturating_add(1));
         }
         self.connection.room.call();
+        self.connection.pings.moved();
         self.connection.used.set(self.connection.used.get().max(self.opened));
     }
 }
