@@ -22,9 +22,10 @@ use meshwork_base::Tick;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::frames::{GoodbyeCode, Head, Heads, Kind, PREFACE_LEN, Piece};
 use super::watch::{Fault, Watch};
 use crate::gather::Gathered;
+use crate::http::frames::{GoodbyeCode, Head, Heads, Increment, Kind, PREFACE_LEN, Piece};
+use crate::http::received::{Came, Received};
 use crate::worker::Worker;
 
 /// So many frames beyond what traffic explains may come at once.
@@ -52,20 +53,25 @@ pub(crate) struct Guarded {
     incoming: Incoming,
     outgoing: Outgoing,
     watch: Rc<Watch>,
+    received: Rc<Received>,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl Guarded {
-    pub(crate) fn new(io: Gathered, worker: Rc<Worker>) -> (Self, Rc<Watch>) {
+    pub(crate) fn new(io: Gathered, worker: Rc<Worker>, received: Rc<Received>) -> (Self, Rc<Watch>) {
         let watch = Rc::<Watch>::default();
         let incoming = Incoming::new(worker.now());
         let outgoing = Outgoing::default();
-        let guarded = Self { io, worker, incoming, outgoing, watch: Rc::clone(&watch), linger: None };
+        let guarded =
+            Self { io, worker, incoming, outgoing, watch: Rc::clone(&watch), received, linger: None };
         (guarded, watch)
     }
 
     fn wrote(&mut self, bytes: &[u8]) {
         self.incoming.budget.earn(self.outgoing.explains(bytes));
+        if let Some(bytes) = self.outgoing.opened.take() {
+            self.received.opens(bytes);
+        }
     }
 
     /// Reads and drops what still comes behind a GOAWAY of ours: a close with unread bytes would reset the connection
@@ -96,6 +102,7 @@ impl AsyncRead for Guarded {
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         let now = || this.worker.now();
         let judged = this.incoming.judge(&mut buf.filled_mut()[before..], now);
+        this.received.comes(std::mem::take(&mut this.incoming.came));
         this.watch.set_head(this.incoming.is_in_head());
         if this.incoming.goodbye {
             this.watch.say_goodbye();
@@ -160,11 +167,14 @@ struct Outgoing {
     goodbye: Option<GoodbyeCode>,
     /// A GOAWAY named an error.
     refuses: bool,
+    /// While an update of the connection's window passes, and by how much those that have passed open it.
+    increment: Option<Increment>,
+    opened: Option<u32>,
 }
 
 impl Default for Outgoing {
     fn default() -> Self {
-        Self { heads: Heads::after(0), goodbye: None, refuses: false }
+        Self { heads: Heads::after(0), goodbye: None, refuses: false, increment: None, opened: None }
     }
 }
 
@@ -176,11 +186,15 @@ impl Outgoing {
             match piece {
                 Piece::Head(head) => {
                     self.goodbye = (head.kind == Kind::GoAway).then(GoodbyeCode::default);
+                    self.increment = Increment::of_connection(head);
                     count += if matches!(head.kind, Kind::Data | Kind::Headers) { 4 } else { 0 };
                 }
                 Piece::Payload(payload) => {
                     let code = self.goodbye.as_mut().and_then(|goodbye| goodbye.read(payload));
                     self.refuses |= code.is_some_and(|code| code != 0);
+                    if let Some(bytes) = self.increment.as_mut().and_then(|read| read.read(payload)) {
+                        self.opened = Some(self.opened.unwrap_or_default() + bytes);
+                    }
                 }
             }
         }
@@ -233,6 +247,8 @@ struct Incoming {
     leaving: Option<GoodbyeCode>,
     /// The caller has said that it begins nothing new.
     goodbye: bool,
+    /// What has come and was not told yet.
+    came: Came,
 }
 
 impl Incoming {
@@ -249,6 +265,7 @@ impl Incoming {
             of_block: false,
             leaving: None,
             goodbye: false,
+            came: Came::default(),
         }
     }
 
@@ -290,6 +307,7 @@ impl Incoming {
         self.setting = None;
         self.leaving = (head.kind == Kind::GoAway).then(GoodbyeCode::default);
         self.of_block = matches!(head.kind, Kind::Headers | Kind::Continuation);
+        self.came.add(head);
         if head.is_misshapen() {
             return Err(Fault::new(Reason::FRAME_SIZE_ERROR, "frame_size"));
         }

@@ -3,11 +3,12 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use h2::Reason;
 use h2::server::{Builder, Connection, SendResponse};
+use h2::{Ping, PingPong, Reason};
 use meshwork_decision::Cause;
 use meshwork_http1::Limits;
 use meshwork_telemetry::Protocol;
@@ -22,7 +23,10 @@ use crate::connections::{Entry, Order, Phase, Registration};
 use crate::error::Failure;
 use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
+use crate::http::estimate::SMALLEST;
 use crate::http::payload::{Backlog, Payload};
+use crate::http::received::Received;
+use crate::http::windows::{Bounds, Windows};
 use crate::mesh::Place;
 use crate::poll_time::timed_by_poll;
 use crate::replay::Replayed;
@@ -32,13 +36,15 @@ use crate::stream;
 use crate::upstream::behind::unsent;
 use crate::workspace::{Lent, Workspace};
 
-/// Bytes of one request's body that may be on the way to us unread.
-const STREAM_WINDOW: u32 = 128 * 1024;
-/// The same for all requests of one caller's connection.
+/// Bytes of the bodies of one caller's connection that may be on the way to us unread, as long as none needs more than the
+/// smallest window.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Between proxies a connection carries requests of many callers: those that the application does not read must not take
 /// the window of those beside them.
-const MESH_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+const MESH_WINDOW: u32 = SMALLEST * MAX_STREAMS;
+/// By so many streams' larger windows that of one caller's connection grows, and that of a proxy's, which has the most already.
+const LARGER: u32 = 4;
+const MESH_LARGER: u32 = 2;
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 128;
 /// Bytes of one response's body that wait for the connection; all of them together are bounded by the backlog.
@@ -52,6 +58,8 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(1);
 /// What small frames of requests that nobody has read yet may cost, as `h2` counts: 256 less their length, each. One
 /// application that does not read must not end the connection of all its callers; a few MiB of our memory at worst.
 const SMALL_FRAMES: usize = 16 * 1024 * 1024;
+/// The same of a proxy of the mesh, whose streams may have large windows: some 25 MiB at worst.
+const MESH_SMALL_FRAMES: usize = 64 * 1024 * 1024;
 /// Requests taken back before we had a look at them: as many as there may be at all, so that one gust of cancellations
 /// is no attack. Beyond it `h2` says GOAWAY.
 const UNSEEN_RESETS: usize = 128;
@@ -101,6 +109,7 @@ struct Common {
     entry: Rc<Entry>,
     resets: Resets,
     backlog: Rc<Backlog>,
+    received: Rc<Received>,
 }
 
 /// Whether a connection's resets are those of a stranger.
@@ -108,19 +117,31 @@ fn is_stranger(link: &Link) -> bool {
     link.caller.is_none() && !matches!(link.place, Place::Outbound(_))
 }
 
-fn builder(limits: &Limits, link: &Link) -> Builder {
-    let window = match link.place {
-        Place::Inbound(_) | Place::Hbone(_) => MESH_WINDOW,
-        Place::Gateway(_) | Place::Outbound(_) => CONNECTION_WINDOW,
+/// What may be on the way on all streams of a connection together.
+fn bounds(link: &Link) -> Bounds {
+    let (window, streams) = match link.place {
+        Place::Inbound(_) | Place::Hbone(_) => (MESH_WINDOW, MESH_LARGER),
+        Place::Gateway(_) | Place::Outbound(_) => (CONNECTION_WINDOW, LARGER),
     };
+    Bounds { window, streams, is_stranger: is_stranger(link) }
+}
+
+fn small_frames(link: &Link) -> usize {
+    match link.place {
+        Place::Inbound(_) | Place::Hbone(_) if !is_stranger(link) => MESH_SMALL_FRAMES,
+        _ => SMALL_FRAMES,
+    }
+}
+
+fn builder(limits: &Limits, link: &Link) -> Builder {
     let (unseen, provoked, remembered) = match is_stranger(link) {
         true => (UNSEEN_RESETS, PROVOKED_RESETS, REMEMBERED_RESETS),
         false => (MESH_UNSEEN_RESETS, MESH_PROVOKED_RESETS, MESH_REMEMBERED_RESETS),
     };
     let mut builder = Builder::new();
     builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(window)
+        .initial_window_size(SMALLEST)
+        .initial_connection_window_size(bounds(link).window)
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(convert::longest_list(limits))
@@ -128,7 +149,7 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
         .reset_stream_duration(REMEMBERED_FOR)
         .max_pending_accept_reset_streams(unseen)
         .max_local_error_reset_streams(Some(provoked))
-        .data_frame_budget(SMALL_FRAMES)
+        .data_frame_budget(small_frames(link))
         .enable_connect_protocol();
     builder
 }
@@ -137,7 +158,8 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
 pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
     let worker = &link.worker;
     let (gathered, flusher) = Gathered::new(io);
-    let (guarded, watch) = Guarded::new(gathered, Rc::clone(worker));
+    let received = Rc::new(Received::new(small_frames(&link)));
+    let (guarded, watch) = Guarded::new(gathered, Rc::clone(worker), Rc::clone(&received));
     let builder = builder(&worker.shared.settings.limits, &link);
     entry.enter(Phase::Handshake, worker.now());
     let shaken = handshake::unless_ordered(&entry, builder.handshake::<_, Payload>(guarded)).await;
@@ -147,13 +169,19 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
         Ok(None) | Err(_) => return worker.ends(&entry),
     };
     entry.enter(Phase::Idle, worker.now());
-    let common = Rc::new(Common { entry: entry.entry(), resets: Resets::default(), backlog: Rc::default() });
+    let budget = Arc::clone(worker.shared.memory.windows());
+    let windows = Box::new(Windows::new(Rc::clone(&received), budget, bounds(&link)));
+    let (resets, backlog) = (Resets::default(), Rc::default());
+    let common = Rc::new(Common { entry: entry.entry(), resets, backlog, received });
     let mut serving = Serving {
         link: &link,
         common: &common,
         connection,
         flusher,
         watch,
+        windows,
+        pings: None,
+        is_asked: false,
         going_away: false,
         ending: false,
     };
@@ -193,6 +221,11 @@ struct Serving<'l> {
     connection: Connection<Guarded, Payload>,
     flusher: Flusher,
     watch: Rc<Watch>,
+    windows: Box<Windows>,
+    /// Taken when the first one is sent: most connections send none.
+    pings: Option<PingPong>,
+    /// A PING of ours is on its way.
+    is_asked: bool,
     going_away: bool,
     /// It was told why it ends.
     ending: bool,
@@ -209,6 +242,7 @@ impl Serving<'_> {
         if let Some(fault) = self.common.resets.fault() {
             if is_stranger(self.link) { self.end_for(fault) } else { self.count(&fault) }
         }
+        self.turn_windows(cx);
         let mut accepted = self.connection.poll_accept(cx);
         if accepted.is_pending() && self.looked_at() {
             accepted = self.connection.poll_accept(cx);
@@ -223,6 +257,26 @@ impl Serving<'_> {
             }
         }
         accepted
+    }
+
+    /// Whether windows are as large as they have to be.
+    fn turn_windows(&mut self, cx: &mut Context<'_>) {
+        let pong = |pings: &mut PingPong| matches!(pings.poll_pong(cx), Poll::Ready(Ok(_)));
+        let answered = self.is_asked && self.pings.as_mut().is_some_and(pong);
+        self.is_asked &= !answered;
+        if self.windows.turn(answered, !self.is_asked, &mut self.connection) {
+            self.ask(cx);
+        }
+    }
+
+    #[cold]
+    fn ask(&mut self, cx: &mut Context<'_>) {
+        let Some(pings) = self.pings.take().or_else(|| self.connection.ping_pong()) else { return };
+        let pings = self.pings.insert(pings);
+        self.is_asked = pings.send_ping(Ping::opaque()).is_ok();
+        if self.is_asked && pings.poll_pong(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
     }
 
     /// Follows what was found in what has just been read; true: there is something to be said.
@@ -350,7 +404,7 @@ async fn serve_stream(
 ) {
     if matches!(conn.place, Place::Hbone(_)) {
         let now = conn.worker.now();
-        Box::pin(stream::hbone::serve(conn, request, respond, &common.backlog)).await;
+        Box::pin(stream::hbone::serve(conn, request, respond, &common.backlog, &common.received)).await;
         return common.entry.progress(now);
     }
     let started = conn.worker.now();
@@ -361,7 +415,9 @@ async fn serve_stream(
         Place::Inbound(_) => convert::request_into(&request, &convert::with_fields_of_proxies(*limits), head),
         _ => convert::request_into(&request, limits, head),
     };
-    let mut down = Down::H2(Box::new(H2Stream::new(request, respond, Rc::clone(&common.backlog), limits)));
+    let Common { backlog, received, .. } = &*common;
+    let stream = H2Stream::new(request, respond, Rc::clone(backlog), received, limits);
+    let mut down = Down::H2(Box::new(stream));
     match read.and_then(|()| in_time(conn.entry.order(), conn.caller.is_some())) {
         Ok(()) => request::serve(&conn, head, &mut down, scratch, started).await,
         Err(failure) => request::refuse(&conn, head, &mut down, scratch, &failure, started).await,

@@ -10,20 +10,28 @@ use meshwork_http1::{Fields, Limit, Limits, ParseError};
 
 use super::convert;
 use super::payload::{Backlog, Payload};
+use super::received::{Part, Received};
 use super::stream::{self, Frame, StreamError};
 
 /// Frames that arrive.
 #[derive(Debug)]
 pub(crate) struct H2Source {
     recv: RecvStream,
+    /// Of what the streams of this connection have given on.
+    part: Part,
     data_ended: bool,
     /// Most trailers, and most of their bytes.
     trailers: (u32, u32),
 }
 
 impl H2Source {
-    pub(crate) fn new(recv: RecvStream, limits: &Limits) -> Self {
-        Self { recv, data_ended: false, trailers: (limits.header_count, limits.trailer_bytes) }
+    pub(crate) fn new(recv: RecvStream, received: &Rc<Received>, limits: &Limits) -> Self {
+        Self {
+            recv,
+            part: Part::new(received),
+            data_ended: false,
+            trailers: (limits.header_count, limits.trailer_bytes),
+        }
     }
 
     /// No frame will follow.
@@ -39,6 +47,7 @@ impl H2Source {
                 Some(data) => {
                     let data = data?;
                     self.recv.flow_control().release_capacity(data.len())?;
+                    self.part.gives(data.len());
                     if !data.is_empty() {
                         return Poll::Ready(Ok(Frame::Data(data)));
                     }

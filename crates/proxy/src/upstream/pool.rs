@@ -424,7 +424,7 @@ impl EndpointPool {
     }
 
     /// A shared connection that takes another stream. One in doubt takes none, unless the one that was made in its place is no
-    /// better: it is the endpoint, then, that does not answer, and not the way there. Nor does one that is worn.
+    /// better: it is the endpoint, then, that does not answer, and not the way there. Nor does one that is worn, or unfit.
     pub(crate) fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
         let mut doubted = 0;
@@ -452,9 +452,9 @@ impl EndpointPool {
     }
 }
 
-/// Neither in doubt nor worn.
+/// Neither in doubt nor worn, and fit for more streams.
 fn is_sound(connection: &H2Connection) -> bool {
-    !connection.is_doubted() && !connection.is_worn()
+    !connection.is_doubted() && !connection.is_worn() && !connection.is_unfit()
 }
 
 /// Those that may take another stream: all of them, unless a limit has fallen. Then those that are sound go first, and what is beyond it

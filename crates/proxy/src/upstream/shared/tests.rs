@@ -118,7 +118,8 @@ async fn awaited(
     let mut opened = Opened::new(pool, None, gauges.connected(), (Tick::ZERO, Tick::ZERO));
     opened.patience = patience;
     let io = Replayed::new(bytes::BytesMut::new(), Io::Tcp(TcpStream::connect(address).await.unwrap()));
-    H2Connection::start(io, &meshwork_http1::Limits::default(), opened, Tick::ZERO, svid).await.unwrap()
+    let limits = meshwork_http1::Limits::default();
+    Box::pin(H2Connection::start(io, &limits, opened, Tick::ZERO, svid, &Arc::default())).await.unwrap()
 }
 
 async fn opens(connection: &Rc<H2Connection>) -> H2Exchange {
