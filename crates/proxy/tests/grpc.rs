@@ -273,7 +273,10 @@ async fn a_call_over_a_limit_is_told_which_one_and_its_setting() {
             assert!(message.contains(part), "{message}");
         }
     }
-    assert!(harness.lines(2).await.iter().all(|line| line.contains("\"grpc_status\":2,")));
+    assert!(
+        harness.lines(2).await.iter().all(|line| line.contains("\"grpc_status\":8,")),
+        "as a server says it"
+    );
 }
 
 /// Answers with this head and these bytes, and never ends that.
