@@ -23,6 +23,7 @@ use crate::error::Failure;
 use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
 use crate::http::payload::{Backlog, Payload};
+use crate::http::unread::Unread;
 use crate::mesh::Place;
 use crate::poll_time::timed_by_poll;
 use crate::replay::Replayed;
@@ -49,9 +50,12 @@ const REMEMBERED_RESETS: usize = 64;
 /// The same of a proxy of the mesh, whose connection carries what many callers still send.
 const MESH_REMEMBERED_RESETS: usize = 1024;
 const REMEMBERED_FOR: Duration = Duration::from_secs(1);
-/// What small frames of requests that nobody has read yet may cost, as `h2` counts: 256 less their length, each. One
-/// application that does not read must not end the connection of all its callers; a few MiB of our memory at worst.
-const SMALL_FRAMES: usize = 16 * 1024 * 1024;
+/// What small frames of requests that nobody has taken yet may cost, as `h2` counts: 256 less their length, each. They are joined long
+/// before so many are there, so it is for what slips through: 2 MiB of our memory and no more.
+const SMALL_FRAMES: usize = 2 * 1024 * 1024;
+/// The same between proxies, whose tunnels' bytes are not joined. One application that does not read must not end the connection of
+/// all its callers.
+const HBONE_SMALL_FRAMES: usize = 16 * 1024 * 1024;
 /// Requests taken back before we had a look at them: as many as there may be at all, so that one gust of cancellations
 /// is no attack. Beyond it `h2` says GOAWAY.
 const UNSEEN_RESETS: usize = 128;
@@ -101,6 +105,7 @@ struct Common {
     entry: Rc<Entry>,
     resets: Resets,
     backlog: Rc<Backlog>,
+    unread: Unread,
 }
 
 /// Whether a connection's resets are those of a stranger.
@@ -117,6 +122,10 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
         true => (UNSEEN_RESETS, PROVOKED_RESETS, REMEMBERED_RESETS),
         false => (MESH_UNSEEN_RESETS, MESH_PROVOKED_RESETS, MESH_REMEMBERED_RESETS),
     };
+    let small_frames = match link.place {
+        Place::Hbone(_) => HBONE_SMALL_FRAMES,
+        Place::Gateway(_) | Place::Outbound(_) | Place::Inbound(_) => SMALL_FRAMES,
+    };
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -128,7 +137,7 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
         .reset_stream_duration(REMEMBERED_FOR)
         .max_pending_accept_reset_streams(unseen)
         .max_local_error_reset_streams(Some(provoked))
-        .data_frame_budget(SMALL_FRAMES)
+        .data_frame_budget(small_frames)
         .enable_connect_protocol();
     builder
 }
@@ -147,7 +156,12 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
         Ok(None) | Err(_) => return worker.ends(&entry),
     };
     entry.enter(Phase::Idle, worker.now());
-    let common = Rc::new(Common { entry: entry.entry(), resets: Resets::default(), backlog: Rc::default() });
+    let common = Rc::new(Common {
+        entry: entry.entry(),
+        resets: Resets::default(),
+        backlog: Rc::default(),
+        unread: Unread::default(),
+    });
     let mut serving = Serving {
         link: &link,
         common: &common,
@@ -214,6 +228,9 @@ impl Serving<'_> {
             accepted = self.connection.poll_accept(cx);
         }
         if accepted.is_pending() {
+            if self.watch.take_many_small() {
+                self.common.unread.join();
+            }
             let carries = self.connection.has_streams();
             self.common.entry.carries(carries);
             self.common.entry.watch(cx);
@@ -361,7 +378,8 @@ async fn serve_stream(
         Place::Inbound(_) => convert::request_into(&request, &convert::with_fields_of_proxies(*limits), head),
         _ => convert::request_into(&request, limits, head),
     };
-    let mut down = Down::H2(Box::new(H2Stream::new(request, respond, Rc::clone(&common.backlog), limits)));
+    let stream = H2Stream::new(request, respond, Rc::clone(&common.backlog), &common.unread, limits);
+    let mut down = Down::H2(Box::new(stream));
     match read.and_then(|()| in_time(conn.entry.order(), conn.caller.is_some())) {
         Ok(()) => request::serve(&conn, head, &mut down, scratch, started).await,
         Err(failure) => request::refuse(&conn, head, &mut down, scratch, &failure, started).await,

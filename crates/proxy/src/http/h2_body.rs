@@ -11,11 +11,12 @@ use meshwork_http1::{Fields, Limit, Limits, ParseError};
 use super::convert;
 use super::payload::{Backlog, Payload};
 use super::stream::{self, Frame, StreamError};
+use super::unread::{Incoming, Unread};
 
 /// Frames that arrive.
 #[derive(Debug)]
 pub(crate) struct H2Source {
-    recv: RecvStream,
+    incoming: Incoming,
     data_ended: bool,
     /// Most trailers, and most of their bytes.
     trailers: (u32, u32),
@@ -23,22 +24,30 @@ pub(crate) struct H2Source {
 
 impl H2Source {
     pub(crate) fn new(recv: RecvStream, limits: &Limits) -> Self {
-        Self { recv, data_ended: false, trailers: (limits.header_count, limits.trailer_bytes) }
+        Self::of(Incoming::Own(recv), limits)
+    }
+
+    /// Those of a caller, of whose connection these are the bodies that nobody has taken.
+    pub(crate) fn among(unread: &Unread, recv: RecvStream, limits: &Limits) -> Self {
+        Self::of(Incoming::among(unread, recv), limits)
+    }
+
+    fn of(incoming: Incoming, limits: &Limits) -> Self {
+        Self { incoming, data_ended: false, trailers: (limits.header_count, limits.trailer_bytes) }
     }
 
     /// No frame will follow.
     pub(crate) fn is_end(&self) -> bool {
-        self.recv.is_end_stream()
+        self.incoming.is_end()
     }
 
     /// The next frame. The window is opened again as soon as a frame is taken: whoever takes it has room for it, and
     /// takes no further one before that is sent on.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         while !self.data_ended {
-            match ready!(self.recv.poll_data(cx)) {
+            match ready!(self.incoming.poll_data(cx)) {
                 Some(data) => {
                     let data = data?;
-                    self.recv.flow_control().release_capacity(data.len())?;
                     if !data.is_empty() {
                         return Poll::Ready(Ok(Frame::Data(data)));
                     }
@@ -46,7 +55,7 @@ impl H2Source {
                 None => self.data_ended = true,
             }
         }
-        let trailers = ready!(self.recv.poll_trailers(cx))?;
+        let trailers = ready!(self.incoming.poll_trailers(cx))?;
         if let Some(map) = &trailers {
             self.bound(map)?;
         }

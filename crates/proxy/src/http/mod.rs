@@ -5,4 +5,5 @@ pub(crate) mod h2_body;
 pub(crate) mod payload;
 pub(crate) mod stream;
 pub(crate) mod tunnel;
+pub(crate) mod unread;
 pub(crate) mod upgrade;
