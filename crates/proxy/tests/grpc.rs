@@ -499,3 +499,32 @@ async fn white_space_around_what_frames_or_routes_is_refused_in_grpc_too() {
         assert_eq!(error.reason(), Some(h2::Reason::PROTOCOL_ERROR), "{name}: {error}");
     }
 }
+
+/// Directly it would have them, and cannot know that calls beyond some number wait.
+#[tokio::test]
+async fn hundreds_of_calls_of_an_application_are_under_way_on_its_one_connection_to_its_sidecar() {
+    const CALLS: usize = 300;
+    let (entered, mut begun) = mpsc::channel(CALLS);
+    let app = h2_upstream(usize::MAX, move |_, _, respond| {
+        let entered = entered.clone();
+        async move {
+            entered.send(()).await.unwrap();
+            std::future::pending::<()>().await;
+            drop(respond);
+        }
+    })
+    .await;
+    let pair = Pair::start(app.address, AppProtocol::Grpc).await;
+    let mut client = h2_client(pair.proxy).await;
+    let mut calls = Vec::new();
+    let all = async {
+        for _ in 0..CALLS {
+            client = client.clone().ready().await.unwrap();
+            calls.push(client.send_request(call(), true).unwrap());
+        }
+        for _ in 0..CALLS {
+            begun.recv().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), all).await.expect("none waits for another's end");
+}

@@ -42,6 +42,9 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const MESH_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 128;
+/// The same of the application beside us: directly it would have as many calls under way as the service takes (gRPC's libraries set no
+/// bound, Envoy 1,024), and whatever is beyond waits for ever and without a sign.
+const OWN_STREAMS: u32 = 4096;
 /// Bytes of one response's body that wait for the connection; all of them together are bounded by the backlog.
 const SEND_BUFFER: usize = 32 * 1024;
 /// Streams reset by us that are remembered, because frames of theirs may still be on the way; and for how long. Such a frame
@@ -126,11 +129,15 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
         Place::Hbone(_) => HBONE_SMALL_FRAMES,
         Place::Gateway(_) | Place::Outbound(_) | Place::Inbound(_) => SMALL_FRAMES,
     };
+    let streams = match link.place {
+        Place::Outbound(_) => OWN_STREAMS,
+        Place::Gateway(_) | Place::Inbound(_) | Place::Hbone(_) => MAX_STREAMS,
+    };
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(window)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(streams)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(convert::longest_list(limits))
         .max_concurrent_reset_streams(remembered)
