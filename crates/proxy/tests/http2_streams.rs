@@ -476,7 +476,7 @@ async fn resets_that_an_endpoint_provokes_without_end_do_not_become_memory() {
 #[tokio::test]
 async fn frames_of_one_byte_that_nobody_reads_cost_their_window_and_all_of_them_arrive() {
     const STREAMS: u32 = 8;
-    const EACH: usize = 20_000;
+    const EACH: usize = 30_000;
     let (reads, mut whole) = (Arc::new(Semaphore::new(0)), mpsc::channel(STREAMS as usize));
     let (told, release) = (whole.0.clone(), Arc::clone(&reads));
     let up = h2_upstream_with(
