@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
+use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{DownstreamTimeouts, Settings};
 use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
+use support::policy::traffic;
 use support::raw::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RESET, Raw, frame, literal};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -22,10 +24,32 @@ async fn gateway(protocol: AppProtocol, upstream: std::net::SocketAddr) -> (Harn
     (harness, address)
 }
 
+/// Whoever chooses the end of a text could switch a service off otherwise.
 #[tokio::test]
-async fn a_padded_value_comes_from_no_http2_upstream() {
+async fn white_space_around_a_value_of_an_http2_upstream_ends_here_and_is_no_failure() {
     let up = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
-        let response = Response::builder().header("x", http::HeaderValue::from_static(" a\t"));
+        let response = Response::builder().header("x", http::HeaderValue::from_static(" a b\t"));
+        drop(respond.send_response(response.header("y", " ").body(()).unwrap(), true));
+    })
+    .await;
+    let (mut harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let twice =
+        v1::OutlierDetection { consecutive_5xx: Some(2), max_ejection_percent: 100, ..support::rows_off() };
+    harness
+        .change([traffic(v1::TrafficPolicy { outlier_detection: Some(twice), ..Default::default() })])
+        .await;
+    for _ in 0..3 {
+        let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
+        assert!(told.contains("\r\nx: a b\r\n") && told.contains("\r\ny: \r\n"), "{told}");
+    }
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 0);
+}
+
+#[tokio::test]
+async fn a_length_with_white_space_around_it_comes_from_no_http2_upstream() {
+    let up = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+        let response = Response::builder().header("content-length", http::HeaderValue::from_static("0 "));
         drop(respond.send_response(response.body(()).unwrap(), true));
     })
     .await;

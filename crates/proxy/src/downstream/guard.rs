@@ -37,6 +37,9 @@ const PER_SECOND: u32 = 100;
 const OPEN_STREAMS: usize = 512;
 const ENDED_STREAMS: usize = 128;
 
+/// A frame of a body that carries less may be one that `h2` counts as small, with as much padding as there may be.
+const SMALL: u32 = 512;
+
 /// The kind of a GOAWAY, one that means nothing, and the last code of an error that means something (RFC 9113 sections 6.8
 /// and 7).
 const GOAWAY: u8 = 7;
@@ -98,12 +101,18 @@ impl AsyncRead for Guarded {
         if this.incoming.stopped {
             return Poll::Pending;
         }
+        if this.watch.has_many_small() {
+            // The connection's task joins them in this same turn, and reads on in the next.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         let now = || this.worker.now();
         let judged = this.incoming.judge(&mut buf.filled_mut()[before..], now);
         this.received.comes(std::mem::take(&mut this.incoming.came));
         this.watch.set_head(this.incoming.is_in_head());
+        this.watch.add_small(std::mem::take(&mut this.incoming.small));
         if this.incoming.goodbye {
             this.watch.say_goodbye();
         }
@@ -249,6 +258,8 @@ struct Incoming {
     goodbye: bool,
     /// What has come and was not told yet.
     came: Came,
+    /// Small frames of bodies that were not told of yet.
+    small: u32,
 }
 
 impl Incoming {
@@ -266,6 +277,7 @@ impl Incoming {
             leaving: None,
             goodbye: false,
             came: Came::default(),
+            small: 0,
         }
     }
 
@@ -322,6 +334,7 @@ impl Incoming {
             Kind::PushPromise => return Err(Fault::new(Reason::PROTOCOL_ERROR, "push_promise")),
             Kind::Data => {
                 self.on_stream(head)?;
+                self.small += u32::from(head.len < SMALL);
                 head.len > 0 || head.ends_stream()
             }
             Kind::Headers if head.stream > self.last => {

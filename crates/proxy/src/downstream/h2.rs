@@ -12,6 +12,7 @@ use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
 use crate::http::received::Received;
 use crate::http::stream::{Frame, StreamError};
+use crate::http::unread::Unread;
 use crate::http::upgrade;
 
 /// See the module's text.
@@ -30,13 +31,13 @@ impl H2Stream {
         request: http::Request<h2::RecvStream>,
         respond: SendResponse<Payload>,
         backlog: Rc<Backlog>,
-        received: &Rc<Received>,
+        (received, unread): (&Rc<Received>, &Unread),
         limits: &Limits,
     ) -> Self {
         let head_request = *request.method() == http::Method::HEAD;
         let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
         Self {
-            source: H2Source::new(request.into_body(), received, limits),
+            source: H2Source::among(unread, request.into_body(), received, limits),
             respond,
             backlog,
             sink: None,
@@ -160,7 +161,13 @@ mod tests {
         let (_response, mut send) = client.send_request(http::Request::new(()), false).unwrap();
         let mut server = h2::server::Builder::new().handshake::<_, Payload>(ours).await.unwrap();
         let (request, respond) = server.accept().await.unwrap().unwrap();
-        let mut stream = H2Stream::new(request, respond, Rc::default(), &Rc::default(), &Limits::default());
+        let mut stream = H2Stream::new(
+            request,
+            respond,
+            Rc::default(),
+            (&Rc::default(), &Unread::default()),
+            &Limits::default(),
+        );
         if began {
             stream.send_head(&ResponseHead { status: 200, ..ResponseHead::new() }, false).unwrap();
         }
@@ -200,8 +207,13 @@ mod tests {
             let (response, mut send) = client.send_request(http::Request::new(()), false).unwrap();
             let mut server = h2::server::Builder::new().handshake::<_, Payload>(ours).await.unwrap();
             let (request, respond) = server.accept().await.unwrap().unwrap();
-            let mut stream =
-                H2Stream::new(request, respond, Rc::default(), &Rc::default(), &Limits::default());
+            let mut stream = H2Stream::new(
+                request,
+                respond,
+                Rc::default(),
+                (&Rc::default(), &Unread::default()),
+                &Limits::default(),
+            );
             stream.send_head(&ResponseHead { status: 200, ..ResponseHead::new() }, false).unwrap();
             let mut body = tokio::select! {
                 response = response => response.unwrap().into_body(),

@@ -26,6 +26,7 @@ use crate::http::convert;
 use crate::http::estimate::SMALLEST;
 use crate::http::payload::{Backlog, Payload};
 use crate::http::received::Received;
+use crate::http::unread::Unread;
 use crate::http::windows::{Bounds, Windows};
 use crate::mesh::Place;
 use crate::poll_time::timed_by_poll;
@@ -47,6 +48,9 @@ const LARGER: u32 = 4;
 const MESH_LARGER: u32 = 2;
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 128;
+/// The same of the application beside us: directly it would have as many calls under way as the service takes (gRPC's libraries set no
+/// bound, Envoy 1,024), and whatever is beyond waits for ever and without a sign.
+const OWN_STREAMS: u32 = 4096;
 /// Bytes of one response's body that wait for the connection; all of them together are bounded by the backlog.
 const SEND_BUFFER: usize = 32 * 1024;
 /// Streams reset by us that are remembered, because frames of theirs may still be on the way; and for how long. Such a frame
@@ -55,11 +59,12 @@ const REMEMBERED_RESETS: usize = 64;
 /// The same of a proxy of the mesh, whose connection carries what many callers still send.
 const MESH_REMEMBERED_RESETS: usize = 1024;
 const REMEMBERED_FOR: Duration = Duration::from_secs(1);
-/// What small frames of requests that nobody has read yet may cost, as `h2` counts: 256 less their length, each. One
-/// application that does not read must not end the connection of all its callers; a few MiB of our memory at worst.
-const SMALL_FRAMES: usize = 16 * 1024 * 1024;
-/// The same of a proxy of the mesh, whose streams may have large windows: some 25 MiB at worst.
-const MESH_SMALL_FRAMES: usize = 64 * 1024 * 1024;
+/// What small frames of requests that nobody has taken yet may cost, as `h2` counts: 256 less their length, each. They are joined long
+/// before so many are there, so it is for what slips through: 2 MiB of our memory and no more.
+const SMALL_FRAMES: usize = 2 * 1024 * 1024;
+/// The same between proxies, whose tunnels' bytes are not joined, and may have large windows. One application that does not read must
+/// not end the connection of all its callers: some 25 MiB at worst.
+const HBONE_SMALL_FRAMES: usize = 64 * 1024 * 1024;
 /// Requests taken back before we had a look at them: as many as there may be at all, so that one gust of cancellations
 /// is no attack. Beyond it `h2` says GOAWAY.
 const UNSEEN_RESETS: usize = 128;
@@ -110,6 +115,7 @@ struct Common {
     resets: Resets,
     backlog: Rc<Backlog>,
     received: Rc<Received>,
+    unread: Unread,
 }
 
 /// Whether a connection's resets are those of a stranger.
@@ -126,30 +132,31 @@ fn bounds(link: &Link) -> Bounds {
     Bounds { window, streams, is_stranger: is_stranger(link) }
 }
 
-fn small_frames(link: &Link) -> usize {
-    match link.place {
-        Place::Inbound(_) | Place::Hbone(_) if !is_stranger(link) => MESH_SMALL_FRAMES,
-        _ => SMALL_FRAMES,
-    }
-}
-
 fn builder(limits: &Limits, link: &Link) -> Builder {
     let (unseen, provoked, remembered) = match is_stranger(link) {
         true => (UNSEEN_RESETS, PROVOKED_RESETS, REMEMBERED_RESETS),
         false => (MESH_UNSEEN_RESETS, MESH_PROVOKED_RESETS, MESH_REMEMBERED_RESETS),
     };
+    let small_frames = match link.place {
+        Place::Hbone(_) => HBONE_SMALL_FRAMES,
+        Place::Gateway(_) | Place::Outbound(_) | Place::Inbound(_) => SMALL_FRAMES,
+    };
+    let streams = match link.place {
+        Place::Outbound(_) => OWN_STREAMS,
+        Place::Gateway(_) | Place::Inbound(_) | Place::Hbone(_) => MAX_STREAMS,
+    };
     let mut builder = Builder::new();
     builder
         .initial_window_size(SMALLEST)
         .initial_connection_window_size(bounds(link).window)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(streams)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(convert::longest_list(limits))
         .max_concurrent_reset_streams(remembered)
         .reset_stream_duration(REMEMBERED_FOR)
         .max_pending_accept_reset_streams(unseen)
         .max_local_error_reset_streams(Some(provoked))
-        .data_frame_budget(small_frames(link))
+        .data_frame_budget(small_frames)
         .enable_connect_protocol();
     builder
 }
@@ -158,7 +165,7 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
 pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
     let worker = &link.worker;
     let (gathered, flusher) = Gathered::new(io);
-    let received = Rc::new(Received::new(small_frames(&link)));
+    let received = Rc::new(Received::new(HBONE_SMALL_FRAMES));
     let (guarded, watch) = Guarded::new(gathered, Rc::clone(worker), Rc::clone(&received));
     let builder = builder(&worker.shared.settings.limits, &link);
     entry.enter(Phase::Handshake, worker.now());
@@ -172,7 +179,8 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
     let budget = Arc::clone(worker.shared.memory.windows());
     let windows = Box::new(Windows::new(Rc::clone(&received), budget, bounds(&link)));
     let (resets, backlog) = (Resets::default(), Rc::default());
-    let common = Rc::new(Common { entry: entry.entry(), resets, backlog, received });
+    let common =
+        Rc::new(Common { entry: entry.entry(), resets, backlog, received, unread: Unread::default() });
     let mut serving = Serving {
         link: &link,
         common: &common,
@@ -248,6 +256,9 @@ impl Serving<'_> {
             accepted = self.connection.poll_accept(cx);
         }
         if accepted.is_pending() {
+            if self.watch.take_many_small() {
+                self.common.unread.join();
+            }
             let carries = self.connection.has_streams();
             self.common.entry.carries(carries);
             self.common.entry.watch(cx);
@@ -415,8 +426,8 @@ async fn serve_stream(
         Place::Inbound(_) => convert::request_into(&request, &convert::with_fields_of_proxies(*limits), head),
         _ => convert::request_into(&request, limits, head),
     };
-    let Common { backlog, received, .. } = &*common;
-    let stream = H2Stream::new(request, respond, Rc::clone(backlog), received, limits);
+    let Common { backlog, received, unread, .. } = &*common;
+    let stream = H2Stream::new(request, respond, Rc::clone(backlog), (received, unread), limits);
     let mut down = Down::H2(Box::new(stream));
     match read.and_then(|()| in_time(conn.entry.order(), conn.caller.is_some())) {
         Ok(()) => request::serve(&conn, head, &mut down, scratch, started).await,

@@ -8,5 +8,6 @@ pub(crate) mod payload;
 pub(crate) mod received;
 pub(crate) mod stream;
 pub(crate) mod tunnel;
+pub(crate) mod unread;
 pub(crate) mod upgrade;
 pub(crate) mod windows;
