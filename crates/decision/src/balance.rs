@@ -4,8 +4,7 @@
 //! request is likely to be answered sooner: average latency × requests ahead of it, its own included. Averages that are
 //! close to each other count as equal, and then the one with fewer requests in flight per weight is taken: latency is
 //! known by samples, requests in flight are known exactly. One that was far slower when it was last heard of is taken now and then,
-//! to find out, whatever has been forgotten since. Endpoints that rest after a failure, or because they asked for
-//! it, are passed by; see `load.rs`.
+//! to find out, whatever has been forgotten since. Endpoints that rest after a failure are passed by; see `load.rs`.
 //!
 //! *Least request* draws in the same way and looks at requests in flight alone.
 //!
@@ -25,6 +24,9 @@
 //!
 //! Where slow start is asked for, a draw takes one that has just begun by a chance that grows, see
 //! `balance/slow_start.rs`.
+//!
+//! All but those that go by a hash pass by who has asked to be left alone for a while (`Retry-After`, push-back), as long as somebody else
+//! is there: what a hash leads to has its state there.
 //!
 //! All prefer endpoints that are neither ejected nor tried before. When there are none, a tried one is better than an
 //! ejected one, and an ejected one better than none: outlier detection never leaves a service without endpoints, but an

@@ -275,7 +275,10 @@ impl Cluster {
             self.protocol.is_http2(),
             self.endpoint_breaker.as_ref(),
         );
-        let regard = regard.of_retry(wanted.is_retry, wanted.place, &self.limits);
+        let regard = regard
+            .of_retry(wanted.is_retry, wanted.place, &self.limits)
+            // What a hash leads to stays there, as long as it may be called.
+            .heeding(self.algorithm.shape().is_none());
         let persistent = wanted.session.and_then(|id| balance::persistent(&regard, id));
         let picked = persistent.or_else(|| self.balanced(&regard, wanted.hash, rng));
         if let Some(picked) = picked
@@ -493,8 +496,10 @@ impl Cluster {
             skipped("this proxy calls a part of the endpoints, of which it is none")
         } else if regard.tried.contains(&endpoint.id) {
             skipped("it was tried before")
+        } else if regard.wants_rest(endpoint) {
+            skipped("it has asked to be left alone for a while")
         } else if self.algorithm == Algorithm::PeakEwma && endpoint.stats.is_resting(regard.now) {
-            skipped("it rests after a failure, or because it asked for it")
+            skipped("it rests after a failure")
         } else if regard.share(endpoint) < balance::WHOLE {
             let percent = regard.share(endpoint).div_ceil(10);
             (Outcome::Noted, format!("a candidate that has just begun: {percent} % of its weight").into())

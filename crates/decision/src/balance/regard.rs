@@ -10,8 +10,8 @@ use crate::breaker::CircuitBreaker;
 use crate::endpoint::{Endpoint, EndpointSet, Transport};
 use crate::limits::Limits;
 
-/// What speaks against an endpoint, the worst first: barred, tried before, passed by (since it rests, or a request would
-/// wait for a connection).
+/// What speaks against an endpoint, the worst first: barred, tried before, passed by (since it rests or wants to, or a request
+/// would wait for a connection).
 pub(crate) type Standing = (Barred, bool, bool);
 
 /// Whether an endpoint may have a request, the best first.
@@ -59,6 +59,8 @@ pub(crate) struct Regard<'s> {
     breaker: Option<&'s CircuitBreaker>,
     /// Whether who rests, or is on trial, is passed by.
     spares: bool,
+    /// Whether who has asked to be left alone is.
+    heeds: bool,
 }
 
 impl<'s> Regard<'s> {
@@ -80,6 +82,7 @@ impl<'s> Regard<'s> {
             has_room: Cell::new(None),
             breaker: None,
             spares: true,
+            heeds: true,
         }
     }
 
@@ -103,6 +106,11 @@ impl<'s> Regard<'s> {
         self.most_retries = limits.max_retries_per_endpoint.filter(|_| is_retry);
         self.place = place;
         self
+    }
+
+    /// The same where who has asked to be left alone is only if `heeds`.
+    pub(crate) fn heeding(self, heeds: bool) -> Self {
+        Self { heeds, ..self }
     }
 
     /// Whether its own breaker is open.
@@ -202,15 +210,21 @@ impl<'s> Regard<'s> {
         }
     }
 
+    /// Whether it has asked to be left alone for a while, and that counts.
+    pub(crate) fn wants_rest(&self, endpoint: &Endpoint) -> bool {
+        self.heeds && endpoint.stats.load.wants_rest(self.now)
+    }
+
     /// What speaks against an endpoint; the least is the best, and nothing is what is wanted.
     pub(crate) fn standing(&self, endpoint: &Endpoint) -> Standing {
-        (self.barred(endpoint), self.tried.contains(&endpoint.id), self.is_crowded(endpoint))
+        let is_passed_by = self.wants_rest(endpoint) || self.is_crowded(endpoint);
+        (self.barred(endpoint), self.tried.contains(&endpoint.id), is_passed_by)
     }
 
     /// The same, with what the balancer knows itself.
     pub(crate) fn full_standing(&self, endpoint: &Endpoint) -> Standing {
-        let (barred, was_tried, is_crowded) = self.standing(endpoint);
-        (barred, was_tried, is_crowded || self.spares && endpoint.stats.load.is_passed_by(self.now))
+        let (barred, was_tried, is_passed_by) = self.standing(endpoint);
+        (barred, was_tried, is_passed_by || self.spares && endpoint.stats.load.is_passed_by(self.now))
     }
 
     pub(crate) fn wants(&self, endpoint: &Endpoint) -> bool {
