@@ -160,9 +160,14 @@ impl<'s> Regard<'s> {
         Self { spares, ..self }
     }
 
-    /// Whether everybody here who is in has failed more than once in a row.
+    /// Whether everybody here who is in has failed a moment ago, and rests or is on trial for it, or more than once in a row. Who has
+    /// too much to do answers well in between, and what has gone well ends a row and no rest.
     pub(crate) fn all_fail(&self) -> bool {
-        let fails = |one: &Endpoint| one.stats.load.has_failed_again();
+        let fails = |one: &Endpoint| {
+            let load = &one.stats.load;
+            let rests = load.is_passed_by(self.now) && (self.heeds || !load.wants_rest(self.now));
+            rests || load.has_failed_again()
+        };
         self.set.pickable().iter().all(|one| fails(one) || self.is_out(one) || self.is_tripped(one))
     }
 
