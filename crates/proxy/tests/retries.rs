@@ -4,6 +4,8 @@
 
 #[path = "retries/bounds.rs"]
 mod bounds;
+#[path = "retries/spared.rs"]
+mod spared;
 #[path = "retries/stale.rs"]
 mod stale;
 mod support;

@@ -97,8 +97,12 @@ impl<'s> Regard<'s> {
         self.most_connections = limits.max_connections_per_endpoint.filter(|_| !shares);
         self.most = limits.max_requests_per_endpoint;
         self.most_pending = limits.max_pending_requests_per_endpoint;
-        self.breaker = breaker;
-        self
+        self.broken_by(breaker)
+    }
+
+    /// The same, where endpoints have breakers of their own.
+    pub(crate) fn broken_by(self, breaker: Option<&'s CircuitBreaker>) -> Self {
+        Self { breaker, ..self }
     }
 
     /// The same for a retry, which has a place at this endpoint.
