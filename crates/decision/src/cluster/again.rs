@@ -1,9 +1,10 @@
-//! Whether a call that was answered may be repeated. Whoever asks still has the answer: it is passed on where nobody would
-//! take the repeat.
+//! Whether a call may be repeated, and where its place is until it is. Whoever asks still has what was answered: it is passed on
+//! where nobody would take the repeat.
 
 use meshwork_base::Tick;
 
-use super::{Cluster, RACES, Wanted};
+use super::pick::RACES;
+use super::{Cluster, Wanted};
 use crate::balance::{Barred, Regard};
 use crate::cause::Cause;
 use crate::endpoint::Endpoint;
@@ -11,6 +12,17 @@ use crate::limits::{Limited, Permit};
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 
 impl Cluster {
+    /// Counts a retry from before its back-off on, within the service's limit, and at an endpoint that may have one more: which
+    /// it goes to is picked later. `tried`: who had its request.
+    ///
+    /// # Errors
+    /// The cause when a limit is reached.
+    pub fn admit_retry(&self, tried: &[u64], now: Tick) -> Result<Permit, Cause> {
+        let mut permit = self.admit(Limited::Retry)?;
+        self.keep_place(&mut permit, tried, now).inspect_err(|cause| self.count_refused(*cause))?;
+        Ok(permit)
+    }
+
     /// Whether a call that was answered may be repeated, as far as circuit breakers and the limits of endpoints are asked;
     /// no trial begins. `own`: the endpoint that has answered, to which this call is still counted, and whether as a retry.
     ///
@@ -101,7 +113,7 @@ impl Cluster {
     /// is no endpoint at all, whoever picks one finds that out.
     /// `tried`: who had its request. A place at one of those would send it there again while those beside them are full; one where
     /// the breaker is open would be none.
-    pub(super) fn keep_place(&self, retry: &mut Permit, tried: &[u64], now: Tick) -> Result<(), Cause> {
+    fn keep_place(&self, retry: &mut Permit, tried: &[u64], now: Tick) -> Result<(), Cause> {
         let Some(most) = self.limits.max_retries_per_endpoint else { return Ok(()) };
         let set = self.endpoints();
         let regard = Regard::new(&set, now, tried, self.preference.panic_threshold)

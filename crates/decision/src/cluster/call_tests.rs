@@ -1,14 +1,21 @@
 //! Calls, where endpoints have breakers and limits of their own.
 
+use std::time::Duration;
+
 use meshwork_base::SeededRng;
 use meshwork_messages::v1;
 use meshwork_messages::v1::traffic_policy::Algorithm;
 use proptest::prelude::*;
 
 use super::*;
-use crate::breaker::{BreakerCause, BreakerState, Call, Whose};
+use crate::breaker::{BreakerCause, BreakerState, Call, Ticket, Whose};
 use crate::builder::SnapshotBuilder;
+use crate::cause::Cause;
 use crate::endpoint::InFlight;
+use crate::limits::{Limited, Permit};
+use crate::load::Answer;
+use crate::outlier::{AttemptOutcome, Picked};
+use crate::reasons::NoReasons;
 use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
 
 const TOOK: Duration = Duration::from_millis(1);

@@ -1,9 +1,15 @@
+use std::time::Duration;
+
 use meshwork_base::SeededRng;
 use meshwork_messages::v1;
 
 use super::*;
 use crate::Snapshot;
+use crate::balance;
 use crate::builder::SnapshotBuilder;
+use crate::load::Answer;
+use crate::outlier::{AttemptOutcome, Trial};
+use crate::reasons::{NoReasons, Reason, Reasons};
 use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
 
 const ALGORITHMS: [Algorithm; 6] = [
