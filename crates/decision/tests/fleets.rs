@@ -228,6 +228,18 @@ fn how_soon_an_endpoint_that_has_recovered_has_its_share_over_a_hundred_seeds() 
     }
 }
 
+/// Who takes turns or draws finds out by failures alone that a zone has too little: some come before it is left, and each time that
+/// it is tried again.
+#[test]
+fn a_zone_with_too_much_to_do_is_left_whatever_the_algorithm() {
+    for algorithm in [Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random] {
+        let mut scenario = fleets::one_zone_overloaded();
+        scenario.policies.algorithm = algorithm;
+        let failed = median((0..3).map(|seed| 1e2 * run(&scenario, seed).failed()));
+        assert!(failed < 10.0, "{algorithm:?}: {failed:.1} % fail");
+    }
+}
+
 #[test]
 fn a_seed_fixes_a_run() {
     let scenario = fleets::three_lost();

@@ -375,6 +375,55 @@ proptest! {
     }
 }
 
+#[test]
+fn who_was_forgotten_and_is_given_up_on_is_remembered_as_far_as_that_took() {
+    let load = Load::default();
+    load.record(&answered(3_000), at(0));
+    let known = |now| {
+        let known = load.latency(now).expect("it has answered");
+        (known.then.exp() / 1e6, known.now.exp() / 1e6)
+    };
+    let is = |(then, now): (f32, f32), expected: (f32, f32)| {
+        assert!(
+            (then - expected.0).abs() < 1.0 && (now - expected.1).abs() < 1.0,
+            "{then} {now}, {expected:?}"
+        );
+    };
+    is(known(at(30_000)), (3_000.0, 149.4));
+    load.outlasted(MS(140), at(30_000));
+    is(known(at(30_000)), (3_000.0, 149.4));
+    load.outlasted(MS(400), at(30_000));
+    is(known(at(30_000)), (3_000.0, 400.0));
+    is(known(at(40_000)), (3_000.0, 147.2));
+    load.outlasted(MS(3_000), at(40_000));
+    is(known(at(40_000)), (3_000.0, 3_000.0));
+}
+
+proptest! {
+    /// Whatever was known, whenever, and however long it was waited for.
+    #[test]
+    fn nobody_is_quicker_for_being_given_up_on(
+        steps in prop::collection::vec((0u64..200_000, 1u64..10_000, any::<bool>()), 1..40),
+    ) {
+        let load = Load::default();
+        let mut now = 1;
+        for (pause, millis, is_given_up) in steps {
+            now += pause;
+            let before = load.latency(at(now));
+            if !is_given_up {
+                load.record(&answered(millis), at(now));
+                continue;
+            }
+            load.outlasted(MS(millis), at(now));
+            let after = load.latency(at(now)).expect("it is known to take longer");
+            if let Some(before) = before {
+                prop_assert!(after.then >= before.then && after.now >= before.now - 1e-3, "{before:?} {after:?}");
+                prop_assert!(after.now >= sample(MS(millis)).min(before.then) - 1e-3, "{millis} ms: {after:?}");
+            }
+        }
+    }
+}
+
 /// Of two idle endpoints the one whose first answer took a connection longer would else be left alone for half a minute.
 #[test]
 fn quick_answers_are_alike() {
