@@ -254,10 +254,11 @@ enum Step {
     },
 }
 
-/// Whether a service refuses a question for the mark in it, which it then names; one that is wrong otherwise is asked with it again.
+/// Whether a service refuses a question for the mark in it: one that knows marks names them too, among what it knows, where it refuses
+/// something else. What is wrong otherwise is asked with it again.
 fn knows_no_marks(error: &ClientError) -> bool {
     matches!(error, ClientError::Refused { status: StatusCode::BAD_REQUEST, problem, .. }
-        if problem.detail.as_ref().is_some_and(|detail| detail.contains("`mark`")))
+        if problem.detail.as_ref().is_some_and(|detail| detail.contains("unknown field `mark`")))
 }
 
 struct Source {

@@ -13,7 +13,7 @@ mod record;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -91,9 +91,8 @@ impl Kept {
     fn take_file(&mut self, objects: &mut Objects, key: &FileKey, mut change: FileChange) {
         let name = &key.1;
         let stored = self.stored.remove(name);
-        if let (Some(record), FileChange::Content(bytes)) = (&stored, &change)
-            && bytes.is_empty()
-            && let Some(why) = record.emptied(name)
+        if matches!(&change, FileChange::Content(bytes) if bytes.is_empty())
+            && let Some(why) = emptied(objects, key, stored.as_deref())
         {
             change = FileChange::Unreadable(why);
         }
@@ -223,6 +222,19 @@ impl Kept {
         self.is_told = failed.is_some();
         Some(Unsynced { directory, written })
     }
+}
+
+/// What is told of a file that is found empty; nothing where it had no objects. A crash of the machine leaves files empty, and so does
+/// whoever is about to write one: nobody can tell how long that takes.
+fn emptied(objects: &Objects, key: &FileKey, stored: Option<&Record>) -> Option<String> {
+    let running = || objects.keys(key).into_iter().collect::<BTreeSet<_>>().len();
+    let (had, when) = match stored {
+        Some(record) => (record.objects(&key.1), " when the process before ended"),
+        None => (running(), ""),
+    };
+    let objects = if had == 1 { "object" } else { "objects" };
+    let is_meant = "a comment in it says that it is meant to have none";
+    (had > 0).then(|| format!("{} is empty, and had {had} {objects}{when}; {is_meant}", key.1))
 }
 
 /// Records that were written and may not be on the disk yet.

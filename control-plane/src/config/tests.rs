@@ -418,7 +418,9 @@ fn refusing_one(role: Role, next: mpsc::Sender<String>) -> Role {
         async move {
             if request.uri().path() == "/v1/watch" {
                 if !refused.swap(true, Ordering::Relaxed) {
-                    return Ok(refusal("this takes no more than it has"));
+                    let why =
+                        "unknown field `later`, expected one of `epoch`, `since`, `mark`, `wait`, `kind`";
+                    return Ok(refusal(why));
                 }
                 drop(next.try_send(request.uri().query().unwrap_or_default().to_owned()));
             }

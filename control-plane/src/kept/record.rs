@@ -38,17 +38,10 @@ impl Record {
         }
     }
 
-    /// What is told of the file when it is found empty at the start; nothing where it had no objects. A crash of the machine
-    /// leaves files empty, and so does whoever is about to write one.
-    pub(super) fn emptied(&self, name: &FileName) -> Option<String> {
+    /// How many objects the file had.
+    pub(super) fn objects(&self, name: &FileName) -> usize {
         let loaded = self.texts.iter().map(|text| load_file(name, text.as_bytes()));
-        let had: BTreeSet<_> = loaded.flat_map(|loaded| loaded.objects).map(|object| object.key()).collect();
-        let (had, objects) = (had.len(), if had.len() == 1 { "object" } else { "objects" });
-        (had > 0).then(|| {
-            format!(
-                "{name} is empty, and had {had} {objects} when the process before ended; a comment in it says that it is meant to have none"
-            )
-        })
+        loaded.flat_map(|loaded| loaded.objects).map(|object| object.key()).collect::<BTreeSet<_>>().len()
     }
 
     /// Drops the texts of which nothing is in force any more. Of an object the latest version is.

@@ -163,9 +163,28 @@ fn a_file_that_is_empty_at_the_start_keeps_what_it_had_until_something_is_in_it(
     }
     let meant = [("f.yaml", content("# Nothing any more.\n"))];
     assert_eq!(Process::start(disk.path(), &meant).ports(), ports(&[]));
-    let mut process = Process::start(disk.path(), &files[..1]);
-    process.take(&[("f.yaml", content(""))]);
-    assert_eq!(process.ports(), ports(&[]), "while it runs, who empties it is seen to do so");
+}
+
+#[test]
+fn a_file_that_is_emptied_while_it_runs_keeps_what_it_had_until_something_is_in_it_or_it_is_removed() {
+    let disk = tempfile::tempdir().unwrap();
+    let files = [("f.yaml", content(&service("a", "80"))), ("g.yaml", content(&service("b", "80")))];
+    let mut process = Process::start(disk.path(), &files).serving();
+    for _ in 0..2 {
+        process.take(&[("f.yaml", content(""))]);
+        assert_eq!(process.ports(), ports(&[("a", 80), ("b", 80)]));
+        let [told] = &process.objects.diagnostics()[..] else { panic!("it is told once") };
+        assert!(told.message.contains("f.yaml is empty, and had 1 object;"), "{told}");
+    }
+    // Over a restart too, as it is.
+    let mut process = Process::start(disk.path(), &[("f.yaml", content("")), files[1].clone()]).serving();
+    assert_eq!((process.ports(), process.lacking().len()), (ports(&[("a", 80), ("b", 80)]), 0));
+    process.take(&[("f.yaml", content(&service("a", "81")))]);
+    assert_eq!((process.ports(), process.objects.diagnostics().len()), (ports(&[("a", 81), ("b", 80)]), 0));
+    process.take(&[("f.yaml", content("")), ("g.yaml", content("# Nothing any more.\n"))]);
+    assert_eq!(process.ports(), ports(&[("a", 81)]), "a comment says that it is meant");
+    process.take(&[("f.yaml", FileChange::Gone)]);
+    assert_eq!((process.ports(), process.objects.diagnostics().len()), (ports(&[]), 0));
 }
 
 #[test]

@@ -4,8 +4,7 @@
 //! request is likely to be answered sooner: average latency × requests ahead of it, its own included. Averages that are
 //! close to each other count as equal, and then the one with fewer requests in flight per weight is taken: latency is
 //! known by samples, requests in flight are known exactly. One that was far slower when it was last heard of is taken now and then,
-//! to find out, whatever has been forgotten since. Endpoints that rest after a failure, or because they asked for
-//! it, are passed by; see `load.rs`.
+//! to find out, whatever has been forgotten since. Endpoints that rest after a failure are passed by; see `load.rs`.
 //!
 //! *Least request* draws in the same way and looks at requests in flight alone.
 //!
@@ -26,6 +25,9 @@
 //! Where slow start is asked for, a draw takes one that has just begun by a chance that grows, see
 //! `balance/slow_start.rs`.
 //!
+//! All but those that go by a hash pass by who has asked to be left alone for a while (`Retry-After`, push-back), as long as somebody else
+//! is there: what a hash leads to has its state there.
+//!
 //! All prefer endpoints that are neither ejected nor tried before. When there are none, a tried one is better than an
 //! ejected one, and an ejected one better than none: outlier detection never leaves a service without endpoints, but an
 //! update may have removed all others. Where fewer than half of all (or what the policy says) are left, ejections are
@@ -37,6 +39,7 @@ mod regard;
 mod slow_start;
 mod tiers;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -69,11 +72,25 @@ pub(crate) fn persistent<'s>(regard: &Regard<'s>, id: u64) -> Option<&'s Arc<End
 
 /// The one of two drawn by weight that is likely to answer sooner.
 pub(crate) fn peak_ewma<'s>(regard: &Regard<'s>, rng: &mut impl Rng) -> Option<&'s Arc<Endpoint>> {
-    two_choices(regard, rng, |e| regard.full_standing(e), |a, b| answers_sooner(regard, a, b))
+    sooner_of_two(regard, rng, |slow, other| slow.stats.load.looks(other, regard.now))
+}
+
+/// The same, where `looks` says whether one that was far slower than another, of this latency, is asked all the same.
+fn sooner_of_two<'s>(
+    regard: &Regard<'s>,
+    rng: &mut impl Rng,
+    looks: impl Fn(&Endpoint, f32) -> bool,
+) -> Option<&'s Arc<Endpoint>> {
+    two_choices(regard, rng, |e| regard.full_standing(e), |a, b| answers_sooner(regard, a, b, &looks))
 }
 
 /// `a` is likely to answer sooner than `b`.
-fn answers_sooner(regard: &Regard<'_>, a: &Endpoint, b: &Endpoint) -> bool {
+fn answers_sooner(
+    regard: &Regard<'_>,
+    a: &Endpoint,
+    b: &Endpoint,
+    looks: impl Fn(&Endpoint, f32) -> bool,
+) -> bool {
     let now = regard.now;
     let (Some(of_a), Some(of_b)) = (a.stats.load.latency(now), b.stats.load.latency(now)) else {
         return load_is_less(regard, a, b);
@@ -85,8 +102,7 @@ fn answers_sooner(regard: &Regard<'_>, a: &Endpoint, b: &Endpoint) -> bool {
     let (slow, was, other, other_was) =
         if is_slow { (a, of_a.then, b, of_b.then) } else { (b, of_b.then, a, of_a.then) };
     // What was forgotten says nothing here.
-    let goes_to_slow =
-        is_sooner(regard, (slow, was), (other, other_was)) || slow.stats.load.looks(other_was, now);
+    let goes_to_slow = is_sooner(regard, (slow, was), (other, other_was)) || looks(slow, other_was);
     goes_to_slow == is_slow
 }
 
@@ -121,13 +137,26 @@ pub(crate) fn faster_elsewhere<'s>(
     if here.rank.priority != next.rank.priority {
         return None;
     }
-    let other = peak_ewma(&regard.within(&next.set), rng).filter(|other| regard.is_clean(other))?;
+    // Who would only be looked at is asked once it is sure that the request goes there.
+    let look = Cell::new(None);
+    let within = regard.within(&next.set);
+    let note = |slow: &Endpoint, other: f32| {
+        look.set(Some((slow.id, other)));
+        false
+    };
+    let other = sooner_of_two(&within, rng, note).filter(|other| regard.is_clean(other))?;
     let Some(of_other) = other.stats.load.ln_latency(now) else {
         return tiers.explores(now).then_some(other);
     };
     let difference = own - of_other;
-    (difference > ALIKE && difference.exp() * ahead(regard, picked) > 2.0 * ahead(regard, other))
-        .then_some(other)
+    if difference <= ALIKE || difference.exp() * ahead(regard, picked) <= 2.0 * ahead(regard, other) {
+        return None;
+    }
+    let looked_at = look.get().and_then(|(id, other)| {
+        let slow = next.set.pickable().iter().find(|endpoint| endpoint.id == id)?;
+        slow.stats.load.looks(other, now).then_some(slow)
+    });
+    looked_at.or(Some(other))
 }
 
 /// The less loaded of two drawn by weight.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use meshwork_base::Tick;
 
+use crate::invariants;
+
 /// See the module's text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Episode {
@@ -28,6 +30,13 @@ pub(crate) struct Turn {
 impl Episode {
     /// Takes whether it comes at this moment.
     pub(crate) fn look(&mut self, comes: bool, pause: Duration, now: Tick) -> Turn {
+        let lasted = self.lasts(pause, now);
+        let turn = self.turn(comes, pause, now);
+        debug_assert_eq!(invariants::episode(lasted, comes, turn, self.lasts(pause, now)), Ok(()));
+        turn
+    }
+
+    fn turn(&mut self, comes: bool, pause: Duration, now: Tick) -> Turn {
         let Some(began) = self.began else {
             if comes {
                 (self.began, self.last) = (Some(now), now);
@@ -143,7 +152,10 @@ mod tests {
             let (mut episode, mut now, mut is_on, mut began) = (Episode::default(), 0, false, None);
             for (waits, comes) in steps {
                 now += waits;
+                let lasted = episode.lasts(PAUSE, at(now));
                 let turn = episode.look(comes, PAUSE, at(now));
+                let lasts = episode.lasts(PAUSE, at(now));
+                prop_assert_eq!(invariants::episode(lasted, comes, turn, lasts), Ok(()));
                 if turn.ended.is_some() {
                     prop_assert!(is_on);
                     is_on = false;
@@ -153,8 +165,7 @@ mod tests {
                     prop_assert!(began.is_none_or(|before| now >= before + PAUSE.as_secs()));
                     (is_on, began) = (true, Some(now));
                 }
-                prop_assert_eq!(episode.lasts(PAUSE, at(now)), is_on);
-                prop_assert!(is_on || !comes);
+                prop_assert_eq!(lasts, is_on);
             }
         }
     }

@@ -14,7 +14,7 @@
 //! trying circuit breaker, not at a limit, not to an endpoint that is ejected or wants to be left alone. One that is not made
 //! was refused nothing: no limit and no breaker counts it.
 
-mod latencies;
+pub(crate) mod latencies;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +26,7 @@ use meshwork_base::{Rng, Tick};
 use crate::breaker::{BreakerState, RouteBreaker, Ticket};
 use crate::cluster::{Cluster, Wanted};
 use crate::endpoint::Endpoint;
+use crate::invariants;
 use crate::limits::{Limited, Permit};
 use crate::outlier::Picked;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
@@ -243,12 +244,10 @@ impl Hedge {
         }
         let tried = first.as_slice();
         let wanted = Wanted { tried, is_retry: true, ..Wanted::default() };
-        let (Picked { endpoint, trial }, own) =
+        let (Picked { endpoint, .. }, own) =
             cluster.may_call(now, rng, &wanted).map_err(|_| NoHedge::NoOther)?;
         let is_well = !endpoint.stats.is_out() && !endpoint.stats.is_resting(now);
-        // Who is on trial is tried by a request of its own.
-        let on_trial = trial.is_some() || own.as_ref().is_some_and(Ticket::is_trial);
-        if tried.contains(&endpoint.id) || !is_well || on_trial {
+        if tried.contains(&endpoint.id) || !is_well {
             return Err(NoHedge::NoOther);
         }
         let limited = |what| cluster.may_admit(what).map_err(|_| NoHedge::Limit);
@@ -295,6 +294,16 @@ impl Hedge {
     pub fn first_took(&self, took: Duration, now: Tick) {
         if matches!(self.policy.delay, HedgeDelay::Percentile { .. }) {
             self.cluster.shared.hedges().latencies.add(took, now);
+        }
+    }
+
+    /// What must hold whenever nobody is at it.
+    pub(crate) fn holds(&self, now: Tick) -> Result<(), String> {
+        match self.policy.delay {
+            HedgeDelay::Fixed(_) => Ok(()),
+            HedgeDelay::Percentile { percent, .. } => {
+                self.cluster.shared.hedges().latencies.holds(percent, now)
+            }
         }
     }
 }
@@ -368,27 +377,35 @@ impl Race {
     /// Whether two attempts run.
     #[must_use]
     pub fn both_run(&self) -> bool {
-        !self.first_ended && self.second == Second::Running
+        self.runs(Leg::First) && self.runs(Leg::Second)
+    }
+
+    pub(crate) fn runs(self, leg: Leg) -> bool {
+        match leg {
+            Leg::First => !self.first_ended,
+            Leg::Second => self.second == Second::Running,
+        }
     }
 
     /// One of them has ended. Of two that ended badly it is the first one's end that counts.
     pub fn ended(&mut self, leg: Leg, reply: Reply) -> Verdict {
-        let other_runs = match leg {
+        debug_assert!(self.runs(leg), "an attempt ends once, after it began");
+        let other = match leg {
             Leg::First => {
-                debug_assert!(!self.first_ended, "an attempt ends once");
                 self.first_ended = true;
-                self.second == Second::Running
+                Leg::Second
             }
             Leg::Second => {
-                debug_assert!(self.second == Second::Running, "an attempt ends once, after it began");
                 self.second = Second::Ended;
-                !self.first_ended
+                Leg::First
             }
         };
-        match reply {
+        let verdict = match reply {
             Reply::Good => Verdict::Wins(leg),
-            Reply::Bad if other_runs => Verdict::Wait,
+            Reply::Bad if self.runs(other) => Verdict::Wait,
             Reply::Bad => Verdict::Wins(Leg::First),
-        }
+        };
+        debug_assert_eq!(invariants::race(*self, (leg, reply), verdict), Ok(()));
+        verdict
     }
 }

@@ -71,8 +71,16 @@ pub struct InboundPort {
 #[derive(Clone, Debug, Default)]
 pub struct AppState {
     shared: Arc<AppShared>,
-    /// It is a server of HTTP.
-    speaks_http: Arc<AtomicBool>,
+    spoken: Arc<Spoken>,
+}
+
+/// What makes an application a server of HTTP.
+#[derive(Debug, Default)]
+pub(crate) struct Spoken {
+    /// It has answered as one: that stays so.
+    answered: AtomicBool,
+    /// One of its services says so, as long as it does.
+    declared: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -119,18 +127,21 @@ impl AppState {
     #[must_use]
     #[inline]
     pub fn shows_http(&self) -> bool {
+        let Spoken { answered, declared } = &*self.spoken;
         // Of the many who see it one writes.
-        !self.speaks_http() && !self.speaks_http.swap(true, Ordering::Relaxed)
+        let is_first = !answered.load(Ordering::Relaxed) && !answered.swap(true, Ordering::Relaxed);
+        is_first && !declared.load(Ordering::Relaxed)
     }
 
     fn speaks_http(&self) -> bool {
-        self.speaks_http.load(Ordering::Relaxed)
+        let Spoken { answered, declared } = &*self.spoken;
+        answered.load(Ordering::Relaxed) || declared.load(Ordering::Relaxed)
     }
 
     /// The same application, of which this is known of what it speaks.
     #[must_use]
-    pub(crate) fn that_has_shown(self, speaks_http: Arc<AtomicBool>) -> Self {
-        Self { speaks_http, ..self }
+    pub(crate) fn that_has_shown(self, spoken: Arc<Spoken>) -> Self {
+        Self { spoken, ..self }
     }
 }
 
@@ -141,33 +152,40 @@ pub(crate) struct Shown(BTreeMap<(Arc<str>, u16), At>);
 
 #[derive(Clone, Debug, Default)]
 struct At {
-    speaks_http: Arc<AtomicBool>,
+    spoken: Arc<Spoken>,
     /// Something else than HTTP is declared.
     is_opaque: bool,
 }
 
 impl Shown {
     /// The same for what these instances serve now. Of a port for which something opaque is declared that is found out anew.
-    pub(crate) fn of<'s>(&self, instances: impl Iterator<Item = &'s WorkloadSpec>) -> Self {
+    pub(crate) fn of<'s>(&self, instances: &(impl Iterator<Item = &'s WorkloadSpec> + Clone)) -> Self {
         let mut shown = self.0.clone();
-        for WorkloadSpec { name, served, .. } in instances {
-            for ServedSpec { app_port, .. } in served {
-                let here = || served.iter().filter(|served| served.app_port == *app_port);
-                let at = shown.entry((Arc::clone(name), *app_port)).or_default();
-                let was_opaque = std::mem::replace(&mut at.is_opaque, here().all(|s| s.protocol.is_opaque()));
-                if at.is_opaque && !was_opaque {
-                    at.speaks_http = Arc::default();
-                }
-                if here().any(|served| served.protocol.is_http()) {
-                    at.speaks_http.store(true, Ordering::Relaxed);
-                }
+        let of = |instance: &'s WorkloadSpec| instance.served.iter().map(|served| (&instance.name, served));
+        let served = || instances.clone().flat_map(of);
+        for (name, served) in served() {
+            shown.entry((Arc::clone(name), served.app_port)).or_default();
+        }
+        for ((name, port), at) in &mut shown {
+            let is_here = |(of, served): &(&Arc<str>, &ServedSpec)| *of == name && served.app_port == *port;
+            let here = || served().filter(is_here).map(|(_, served)| served.protocol);
+            // Of an instance of which nothing is said nothing is taken back either.
+            if instances.clone().any(|instance| instance.name == *name) {
+                at.spoken.declared.store(here().any(AppProtocol::is_http), Ordering::Relaxed);
+            }
+            if here().next().is_none() {
+                continue;
+            }
+            let was_opaque = std::mem::replace(&mut at.is_opaque, here().all(AppProtocol::is_opaque));
+            if at.is_opaque && !was_opaque {
+                at.spoken = Arc::default();
             }
         }
         Self(shown)
     }
 
-    pub(crate) fn at(&self, instance: &Arc<str>, port: u16) -> Arc<AtomicBool> {
-        self.0.get(&(Arc::clone(instance), port)).map(|at| Arc::clone(&at.speaks_http)).unwrap_or_default()
+    pub(crate) fn at(&self, instance: &Arc<str>, port: u16) -> Arc<Spoken> {
+        self.0.get(&(Arc::clone(instance), port)).map(|at| Arc::clone(&at.spoken)).unwrap_or_default()
     }
 }
 

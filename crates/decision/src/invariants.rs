@@ -2,17 +2,24 @@
 
 use std::time::Duration;
 
+use meshwork_base::Tick;
+
 use crate::admission::AdmissionControl;
 use crate::balance::SlowStart;
 use crate::breaker::{CircuitBreaker, Tally, Trials};
+use crate::deadline::LONGEST_TOLD;
 use crate::endpoint::EndpointSet;
+use crate::episode::Turn;
 use crate::health_check::{Checked, HealthCheck};
+use crate::hedge::{Leg, Race, Reply, Verdict, latencies};
+use crate::kinship::{Allotted, LIFE};
 use crate::load::{FIRST_REST, LONGEST_REST};
 use crate::outlier::OutlierDetection;
 use crate::overload::{AdaptiveConcurrency, GateView, Priority, Queue};
 use crate::rate_limit::{Allowance, RateSpec};
 use crate::retry::RetryBudget;
 use crate::retry::worth::{ROW, ROW_PRICE, Standing};
+use crate::usual::{self, Took};
 use crate::verdicts::Rules;
 
 /// Outlier detection leaves somebody, and ejects no more than it may.
@@ -366,6 +373,186 @@ pub(crate) fn spread(whole: Duration, chosen: Duration) -> Result<(), String> {
     let rounding = Duration::from_micros(1);
     if chosen + rounding < whole / 2 || chosen > whole + rounding {
         return Err(format!("a pause of {chosen:?}, where {whole:?} is the whole"));
+    }
+    Ok(())
+}
+
+/// Whoever ends well first wins. Whoever ends badly waits for the other as long as that runs; where both have ended so the first
+/// attempt's end counts.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn race(after: Race, (leg, reply): (Leg, Reply), verdict: Verdict) -> Result<(), String> {
+    let somebody_runs = after.runs(Leg::First) || after.runs(Leg::Second);
+    let holds = match (verdict, reply) {
+        (Verdict::Wait, reply) => reply == Reply::Bad && somebody_runs,
+        (Verdict::Wins(winner), Reply::Good) => winner == leg,
+        (Verdict::Wins(winner), Reply::Bad) => winner == Leg::First && !somebody_runs,
+    };
+    if after.runs(leg) || !holds {
+        return Err(format!("{leg:?} ended, {reply:?}: {verdict:?}, of {after:?}"));
+    }
+    Ok(())
+}
+
+/// So many percent are of this size or a smaller one, and not so many of the smaller ones.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn percentile<C: Copy + Into<u64>>(
+    counts: &[C],
+    percent: u32,
+    found: usize,
+) -> Result<(), String> {
+    let of = |counts: &[C]| counts.iter().map(|count| -> u64 { (*count).into() }).sum::<u64>();
+    let all = of(counts);
+    let are_enough = |count: u64| count * 100 >= all * u64::from(percent);
+    let (smaller, with) = (of(&counts[..found]), of(&counts[..=found]));
+    if all == 0 || are_enough(smaller) || !are_enough(with) {
+        return Err(format!("{percent} percent of {all}, and up to it are {smaller} or {with}"));
+    }
+    Ok(())
+}
+
+/// What so many percent of answers take is told by enough of them, and where there are some beyond it.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn latencies(counts: &[u64], percent: u32, found: Option<usize>) -> Result<(), String> {
+    let all: u64 = counts.iter().sum();
+    let beyond = all - (all * u64::from(percent)).div_ceil(100);
+    let is_enough = all >= latencies::ENOUGH && beyond >= latencies::BEYOND;
+    if found.is_some() != is_enough {
+        return Err(format!("{found:?} by {all} answers, {beyond} of them beyond {percent} percent"));
+    }
+    found.map_or(Ok(()), |found| percentile(counts, percent, found))
+}
+
+/// Nobody of late was quicker than what is believed to be the fastest answer.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn fastest(known: Option<Duration>, took: Duration) -> Result<(), String> {
+    match known {
+        Some(known) if known > took => Err(format!("{took:?} was quicker than the fastest, {known:?}")),
+        _ => Ok(()),
+    }
+}
+
+/// Nobody is told of more time than is left, nor of less than its unit rounds, as far as there is room.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn deadline(left: Duration, told: Option<Duration>) -> Result<(), String> {
+    let rounding = (left / 99_000).max(Duration::from_nanos(1));
+    match told {
+        Some(told) if told <= left && (left - told <= rounding || told == LONGEST_TOLD) => Ok(()),
+        _ => Err(format!("{told:?} are told where {left:?} are left")),
+    }
+}
+
+/// What is known of a family was told of it, and is not older than may be.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn kinship(knows: bool, told_ago: Option<Duration>) -> Result<(), String> {
+    if knows && told_ago.is_none_or(|ago| ago > LIFE) {
+        return Err(format!("a family is known by what was told of it {told_ago:?} ago"));
+    }
+    Ok(())
+}
+
+/// What is left for a call is what a request in hand has that was told what the call says, and no other of those has more.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn in_hand(
+    all: &[Allotted],
+    said: Duration,
+    left: Option<Duration>,
+    now: Tick,
+) -> Result<(), String> {
+    let mut told = all.iter().filter(|one| one.told == said).map(|one| one.end.since(now));
+    let holds = match left {
+        None => told.next().is_none(),
+        Some(left) => told.clone().any(|one| one == left) && told.all(|one| one <= left),
+    };
+    if holds { Ok(()) } else { Err(format!("{left:?} are left at {now:?} of {said:?}, of {all:?}")) }
+}
+
+/// What is usual is said by enough of the answers that count, and what was taken itself by enough that tell of it. As many count as
+/// weigh, and no more than may.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn usual((count, weigh): (u32, u32), own: u32, said: Option<Took>) -> Result<(), String> {
+    let is_known = count >= usual::ENOUGH;
+    let own_is_known = is_known && own >= usual::ENOUGH;
+    let own_is_said = said.is_some_and(|said| said.own.is_some());
+    if count > usual::MOST || count != weigh || said.is_some() != is_known || own_is_said != own_is_known {
+        return Err(format!("{said:?} by {count} answers that weigh as {weigh}, {own} of which tell more"));
+    }
+    Ok(())
+}
+
+/// By one more call an application has not waited for longer than has passed since the one before.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn waited(before: u64, passed: u64, after: u64) -> Result<(), String> {
+    if after < before || after > before + passed {
+        return Err(format!("it had waited for {before} units, and {passed} later for {after}"));
+    }
+    Ok(())
+}
+
+/// What comes lasts from then on, and begins if it did not last; only what does not last any longer has ended.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn episode(lasted: bool, comes: bool, turn: Turn, lasts: bool) -> Result<(), String> {
+    let begins = comes && !lasted;
+    if lasts != (lasted || comes) || turn.begins != begins || lasted && turn.ended.is_some() {
+        return Err(format!("{turn:?}: it comes: {comes}; it lasted: {lasted}, and does now: {lasts}"));
+    }
+    Ok(())
+}
+
+/// Nobody waits where there is room that nobody has been called for.
+///
+/// # Errors
+/// What is broken.
+#[cfg(test)]
+pub(crate) fn room(free: u32, called: usize, waiting: usize) -> Result<(), String> {
+    if waiting > 0 && free as usize > called {
+        return Err(format!("{waiting} wait where {free} have room, and {called} were called"));
+    }
+    Ok(())
+}
+
+/// A limit is divided by whoever has asked within its time, and by nobody who has not within that and until the next count.
+///
+/// # Errors
+/// What is broken.
+#[cfg(test)]
+pub(crate) fn asking(asked_ago: &[Duration], per: Duration, told: u32) -> Result<(), String> {
+    use crate::rate_limit::callers::COUNTS;
+
+    let within = |time: Duration| asked_ago.iter().filter(|ago| **ago <= time).count();
+    let (least, most) = (within(per), within(per + per / COUNTS));
+    if !(least..=most).contains(&(told as usize)) {
+        return Err(format!("divided by {told}, where from {least} to {most} have asked"));
+    }
+    Ok(())
+}
+
+/// As many are counted as are under way, and no more than may be.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn limit(limit: Option<u32>, counted: u32, held: usize) -> Result<(), String> {
+    if counted as usize != held || limit.is_some_and(|limit| counted > limit) {
+        return Err(format!("{counted} are counted and {held} under way, where {limit:?} may be"));
     }
     Ok(())
 }

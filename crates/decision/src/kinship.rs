@@ -18,6 +18,7 @@
 mod in_hand;
 
 use std::array;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +31,7 @@ pub use self::in_hand::Allotted;
 use self::in_hand::InHand;
 
 /// How long something is remembered.
-const LIFE: Duration = Duration::from_secs(10);
+pub(crate) const LIFE: Duration = Duration::from_secs(10);
 /// A family has a place in one set, beside others.
 const SETS: usize = 2048;
 const WAYS: usize = 4;
@@ -79,6 +80,30 @@ pub struct Kinship {
     /// When something was remembered last: after that nobody needs to look.
     last: AtomicU64,
     in_hand: InHand,
+}
+
+/// What was told of families, without bounds: by this the simulator and tests judge what a table knows.
+#[derive(Debug, Default)]
+pub(crate) struct Told(HashMap<Family, Vec<(Kin, Tick)>>);
+
+impl Told {
+    /// It is told of a family, which keeps what else is still remembered of it.
+    pub(crate) fn remember(&mut self, family: Family, what: Kin, now: Tick) {
+        let all = self.0.entry(family).or_default();
+        all.retain(|(kin, last)| *kin != what && now.since(*last) < LIFE);
+        all.push((what, now));
+        all.iter_mut().for_each(|(_, last)| *last = now);
+    }
+
+    /// It is over.
+    pub(crate) fn forget(&mut self, family: Family, what: Kin) {
+        self.0.entry(family).or_default().retain(|(kin, _)| *kin != what);
+    }
+
+    /// How long ago that was kept for the last time.
+    pub(crate) fn ago(&self, family: Family, what: Kin, now: Tick) -> Option<Duration> {
+        self.0.get(&family)?.iter().find(|(kin, _)| *kin == what).map(|(_, last)| now.since(*last))
+    }
 }
 
 impl Kinship {
@@ -160,11 +185,10 @@ impl Kinship {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use proptest::prelude::*;
 
     use super::*;
+    use crate::invariants;
 
     fn at(seconds: u64) -> Tick {
         Tick::ZERO.after(Duration::from_secs(seconds))
@@ -200,6 +224,42 @@ mod tests {
         assert!(kinship.is_awake(at(29)) && kinship.knows(Family::of("a"), Kin::Failed, at(29)));
     }
 
+    /// So many families that share a set.
+    fn alike(count: usize) -> Vec<Family> {
+        let set = Kinship::set(Family::of(0));
+        (0..).map(Family::of).filter(|family| Kinship::set(*family) == set).take(count).collect()
+    }
+
+    #[test]
+    fn of_families_that_share_a_set_each_is_remembered_and_forgotten_by_itself() {
+        let (kinship, families) = (Kinship::default(), alike(WAYS));
+        families.iter().for_each(|&family| kinship.remember(family, Kin::Failed, at(1)));
+        for &gone in &families {
+            assert!(kinship.knows(gone, Kin::Failed, at(1)));
+            kinship.forget(gone, Kin::Failed);
+            assert!(!kinship.knows(gone, Kin::Failed, at(1)));
+        }
+    }
+
+    #[test]
+    fn who_takes_the_place_of_another_family_is_not_known_by_what_that_was() {
+        let (kinship, families) = (Kinship::default(), alike(WAYS + 1));
+        families[..WAYS].iter().for_each(|&family| kinship.remember(family, Kin::Failed, at(1)));
+        kinship.remember(families[WAYS], Kin::Retried, at(2));
+        assert!(kinship.knows(families[WAYS], Kin::Retried, at(2)));
+        assert!(!kinship.knows(families[WAYS], Kin::Failed, at(2)));
+    }
+
+    #[test]
+    fn a_place_that_nobody_has_is_taken_first_also_when_time_has_wrapped() {
+        let (kinship, families) = (Kinship::default(), alike(2));
+        let wrap = at(0).after(Duration::from_millis(TIME + 1));
+        let before = Tick::from_nanos(wrap.as_nanos() - 1_000_000_000);
+        kinship.remember(families[0], Kin::Failed, before);
+        kinship.remember(families[1], Kin::Failed, wrap);
+        assert!(families.iter().all(|&family| kinship.knows(family, Kin::Failed, wrap)));
+    }
+
     /// A crowd of families that fail at the same time finds room: what is read soon after is still there.
     #[test]
     fn the_oldest_makes_room() {
@@ -217,24 +277,26 @@ mod tests {
     proptest! {
         /// It may forget, but never says of a family what was not remembered of it within its life.
         #[test]
-        fn nothing_is_invented(steps in prop::collection::vec((0u32..6, 0usize..3, 0u64..20), 0..100)) {
-            let kinship = Kinship::default();
-            let mut told: HashMap<(Family, u64), u64> = HashMap::new();
+        fn nothing_is_invented(steps in prop::collection::vec((0u32..6, 0usize..3, 0u64..20, 0u8..4), 0..100)) {
+            const ALL: [Kin; 3] = [Kin::Failed, Kin::Retried, Kin::Mirrored];
+            let (kinship, mut told) = (Kinship::default(), Told::default());
             let mut now = 0;
-            for (id, what, later) in steps {
+            for (id, what, later, step) in steps {
                 now += later;
-                let what = [Kin::Failed, Kin::Retried, Kin::Mirrored][what];
-                let family = Family::of(id);
-                kinship.remember(family, what, at(now));
-                prop_assert!(kinship.knows(family, what, at(now)));
-                told.insert((family, what as u64), now);
-                for id in 0..6 {
-                    for what in [Kin::Failed, Kin::Retried, Kin::Mirrored] {
-                        let family = Family::of(id);
-                        if kinship.knows(family, what, at(now)) {
-                            prop_assert!(told.contains_key(&(family, what as u64)));
-                        }
-                    }
+                let (family, what) = (Family::of(id), ALL[what]);
+                if step == 0 {
+                    kinship.forget(family, what);
+                    told.forget(family, what);
+                } else {
+                    kinship.remember(family, what, at(now));
+                    told.remember(family, what, at(now));
+                }
+                prop_assert_eq!(kinship.knows(family, what, at(now)), step > 0);
+                for (family, what) in (0..6).flat_map(|id| ALL.map(|what| (Family::of(id), what))) {
+                    let (knows, ago) = (kinship.knows(family, what, at(now)), told.ago(family, what, at(now)));
+                    prop_assert_eq!(invariants::kinship(knows, ago), Ok(()));
+                    prop_assert_eq!(knows, ago.is_some_and(|ago| ago < LIFE), "so few find room");
+                    prop_assert!(kinship.is_awake(at(now)) || !knows);
                 }
             }
         }

@@ -363,8 +363,10 @@ impl Drop for Permit {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::invariants;
 
     const ALL: [Limited; 4] = [Limited::Connection, Limited::Pending, Limited::Request, Limited::Retry];
 
@@ -509,8 +511,8 @@ mod tests {
                 }
                 for what in ALL {
                     let count = held.iter().filter(|p| p.what == what).count();
-                    prop_assert_eq!(shared.usage.get(what) as usize, count);
-                    prop_assert!(max.is_none_or(|m| shared.usage.get(what) <= m));
+                    let limit = limits.in_force(what);
+                    prop_assert_eq!(invariants::limit(limit, shared.usage.get(what), count), Ok(()));
                 }
             }
         }

@@ -221,9 +221,12 @@ impl Load {
     /// An attempt was given up after this time, since another one had answered: it would have taken longer. That says
     /// something of an endpoint that is believed to be quicker, and of no other.
     pub(crate) fn outlasted(&self, waited: Duration, now: Tick) {
-        self.looks.outlasted(sample(waited));
-        if self.ln_latency(now).is_none_or(|known| sample(waited) > known) {
+        let sample = sample(waited);
+        self.looks.outlasted(sample);
+        if self.latency(now).is_none_or(|known| sample > known.then) {
             self.latency.observe(waited, now);
+        } else {
+            self.latency.outlasts(sample, now);
         }
     }
 
@@ -281,6 +284,20 @@ impl Latency {
             Some(pack(next, now))
         };
         // The closure always gives a value, so the update cannot fail.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+    }
+
+    /// It takes longer than this: of what is known at least as much is remembered, as if it had not been unheard of for so long.
+    /// An average with what was known would be less than that.
+    fn outlasts(&self, sample: f32, now: Tick) {
+        let step = |word: u64| {
+            let (average, age) = unpack(word, now)?;
+            let remembered = FORGET.mul_f32((average - sample).max(0.0));
+            let heard =
+                now.as_nanos().saturating_sub(u64::try_from(remembered.as_nanos()).unwrap_or(u64::MAX));
+            (remembered < age).then(|| pack(average, Tick::from_nanos(heard)))
+        };
+        // Nothing to change: it is remembered well enough.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
     }
 

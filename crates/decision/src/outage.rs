@@ -84,8 +84,10 @@ pub(crate) fn spread(whole: Duration, rng: &mut impl Rng) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use meshwork_base::SeededRng;
+    use proptest::prelude::*;
+
+    use super::*;
 
     fn at(seconds: u64) -> Tick {
         Tick::ZERO.after(Duration::from_secs(seconds))
@@ -94,10 +96,12 @@ mod tests {
     #[test]
     fn requests_wait_for_a_while_from_the_first_that_found_nobody() {
         let outage = Outage::default();
-        assert!(!outage.may_wait(at(1)), "it was never there");
+        assert!(!outage.may_wait(at(1)) && !outage.has_served(), "it was never there");
         outage.served();
+        assert!(outage.has_served());
         assert!(outage.may_wait(at(10)) && outage.may_wait(at(12)));
         assert!(!outage.may_wait(at(13)) && !outage.may_wait(at(1000)), "it stays away");
+        assert!(outage.has_served(), "before that it was there");
         outage.served();
         assert!(outage.may_wait(at(1000)), "it was there again");
     }
@@ -116,6 +120,28 @@ mod tests {
             let whole = FIRST_PAUSE.saturating_mul(1 << pauses.min(10)).min(LONGEST_PAUSE);
             let chosen = pause(pauses, &mut rng);
             assert!(chosen >= whole / 2 && chosen <= whole, "{pauses}: {chosen:?}");
+        }
+    }
+
+    #[test]
+    fn those_who_wait_do_not_come_back_together() {
+        let mut rng = SeededRng::new(1);
+        let pauses: Vec<_> = (0..100).map(|_| pause(9, &mut rng)).collect();
+        let between = |from, to| pauses.iter().filter(|one| (from..to).contains(&one.as_millis())).count();
+        assert!(between(80, 120) > 30 && between(120, 160) > 30, "{pauses:?}");
+    }
+
+    proptest! {
+        /// Of whatever time up to a day, however often it has doubled.
+        #[test]
+        fn a_pause_is_between_half_of_a_time_and_the_whole(
+            first in 0u64..1 << 46, times in 0u32..80, longest in 0u64..1 << 46, shift in 0u32..46, seed: u64,
+        ) {
+            let (first, longest) = (Duration::from_nanos(first >> shift), Duration::from_nanos(longest >> shift));
+            let whole = doubled(first, times, longest);
+            prop_assert!(whole <= longest && (whole >= first || whole == longest));
+            let chosen = spread(whole, &mut SeededRng::new(seed));
+            prop_assert_eq!(invariants::spread(whole, chosen), Ok(()));
         }
     }
 }

@@ -14,7 +14,7 @@
 //! moment that it is there. So whoever was refused of late for being beyond its share leaves one of the burst also when it is
 //! within it again. That costs it one request, once.
 
-mod callers;
+pub(crate) mod callers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -21,7 +21,7 @@
 //! *When.* After a back-off drawn evenly between zero and `base × 2^n`, capped: spread matters more than the mean. Where
 //! the endpoint said how long to stay away, that time comes first; if it is longer than [`LONGEST_PUSH_BACK`], or than the
 //! request has, its answer is passed on instead. What it said of itself alone holds for nobody else: whoever carries the request
-//! leaves it out where [there is another](Cluster::has_another). A
+//! waits for it before the back-off, and after that, only as long as [there is no other](Cluster::has_another). A
 //! reused connection that the peer closed before any byte of the response says nothing about the endpoint: it is
 //! repeated at once on a fresh connection, without counting as an attempt, but only once for each endpoint tried.
 //!
@@ -110,13 +110,15 @@ pub enum PushBack {
     Never,
     /// Not before so long, whoever is asked: it is said of the call (`grpc-retry-pushback-ms`).
     After(Duration),
-    /// Not this endpoint before so long (`Retry-After`); see [`Cluster::has_another`].
+    /// Not this endpoint before so long (`Retry-After`): [`Decision::Again`] leaves it to whoever carries the request to wait for
+    /// that while there is no other, see [`Cluster::has_another`].
     Spare(Duration),
 }
 
 impl PushBack {
     /// How long to wait; `None`: the answer is final.
-    fn wait(self, deadline: Option<Tick>, now: Tick) -> Option<Duration> {
+    #[must_use]
+    pub fn wait(self, deadline: Option<Tick>, now: Tick) -> Option<Duration> {
         let (Self::After(time) | Self::Spare(time)) = self else { return None };
         let fits = deadline.is_none_or(|deadline| deadline > now.after(time));
         (fits && time <= LONGEST_PUSH_BACK).then_some(time)
@@ -462,10 +464,12 @@ impl Retry {
         }
         let (policy, wait) = self.called_for(failure, facts, now)?;
         let is_named = policy.calls_for(failure);
-        let after = policy.backoff(self.retries + 1, rng).saturating_add(wait);
-        if facts.deadline.is_some_and(|d| d <= now.after(after)) {
+        let back_off = policy.backoff(self.retries + 1, rng);
+        let in_all = back_off.saturating_add(wait);
+        if facts.deadline.is_some_and(|d| d <= now.after(in_all)) {
             return Err(StopReason::Deadline);
         }
+        let after = if matches!(facts.push_back, Some(PushBack::Spare(_))) { back_off } else { in_all };
         let permit = self.cluster.admit_retry(facts.tried, now).map_err(|_| StopReason::MaxRetries)?;
         self.taken = match self.refused {
             Some(refused) if failure.is_unseen() => return Err(refused),

@@ -21,6 +21,7 @@ use foldhash::fast::FixedState;
 use meshwork_base::{Rng, Tick};
 use parking_lot::Mutex;
 
+use crate::invariants;
 use crate::sizes::{SIZES, middle, size};
 
 pub use calls::AppCalls;
@@ -29,12 +30,12 @@ pub use operation::Operation;
 /// Operations that are known of at most.
 const OPERATIONS: usize = 256;
 /// With fewer answers nothing is said.
-const ENOUGH: u32 = 20;
+pub(crate) const ENOUGH: u32 = 20;
 /// So many are learnt as they come, then one in each [`PAUSE`].
 const PROMPT: u32 = 60;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Answers that count: an hour of them.
-const MOST: u32 = 3600;
+pub(crate) const MOST: u32 = 3600;
 /// What an answer counts at first, so that a single one is not gone when it is halved.
 const WEIGHT: u16 = 16;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -92,13 +93,20 @@ impl Counts {
             so_far += u32::from(*count);
             so_far >= half
         });
-        middle(found.unwrap_or(0))
+        let found = found.unwrap_or(0);
+        debug_assert_eq!(invariants::percentile(&self.0[..], 50, found), Ok(()));
+        middle(found)
+    }
+
+    /// How many answers they count for.
+    fn answers(&self) -> u32 {
+        self.0.iter().map(|count| u32::from(*count)).sum::<u32>() / u32::from(WEIGHT)
     }
 
     /// Gives how many answers they still count for.
     fn halve(&mut self) -> u32 {
         self.0.iter_mut().for_each(|count| *count /= 2);
-        self.0.iter().map(|count| u32::from(*count)).sum::<u32>() / u32::from(WEIGHT)
+        self.answers()
     }
 }
 
@@ -142,8 +150,16 @@ impl Answers {
         if let Some(own) = took.own {
             self.own.get_or_insert_with(Counts::new).add(own);
         }
-        let own = self.own.as_ref().map(Counts::median);
+        // Of some answers alone it is known what they took themselves: those say nothing either as long as they are few.
+        let own = self.own.as_ref().filter(|own| own.answers() >= ENOUGH).map(Counts::median);
         self.usual = self.is_known().then(|| Took { whole: self.whole.median(), own });
+        debug_assert_eq!(self.holds(), Ok(()));
+    }
+
+    /// What must hold after each answer.
+    fn holds(&self) -> Result<(), String> {
+        let own = self.own.as_ref().map_or(0, Counts::answers);
+        invariants::usual((self.count, self.whole.answers()), own, self.usual)
     }
 
     /// From half of [`PAUSE`] to one and a half: whoever calls three instances in turn at an even pace is not kept step
@@ -166,6 +182,7 @@ impl Usuals {
         } else if known.len() < OPERATIONS || Self::make_room(&mut known, now) {
             known.entry(of).or_insert_with(|| Answers::new(now)).hear(took, now, rng);
         }
+        debug_assert!(known.len() <= OPERATIONS, "{} operations are known", known.len());
     }
 
     /// What such requests ordinarily take, if enough is known.

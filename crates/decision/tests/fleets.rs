@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use meshwork_decision::simulator::{
-    Chain, Phase, Policies, Report, Scenario, State, fleets, median, run, run_chain,
+    Chain, Phase, Policies, Reached, Report, Scenario, State, fleets, median, run, run_chain,
 };
 use meshwork_decision::{
     Algorithm, HedgeDelay, HedgePolicy, OutlierDetection, RetryBudget, RetryPolicy, SlowStart,
@@ -228,6 +228,18 @@ fn how_soon_an_endpoint_that_has_recovered_has_its_share_over_a_hundred_seeds() 
     }
 }
 
+/// Who takes turns or draws finds out by failures alone that a zone has too little: some come before it is left, and each time that
+/// it is tried again.
+#[test]
+fn a_zone_with_too_much_to_do_is_left_whatever_the_algorithm() {
+    for algorithm in [Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random] {
+        let mut scenario = fleets::one_zone_overloaded();
+        scenario.policies.algorithm = algorithm;
+        let failed = median((0..3).map(|seed| 1e2 * run(&scenario, seed).failed()));
+        assert!(failed < 10.0, "{algorithm:?}: {failed:.1} % fail");
+    }
+}
+
 #[test]
 fn a_seed_fixes_a_run() {
     let scenario = fleets::three_lost();
@@ -335,7 +347,9 @@ fn hedging_shortens_the_tail_over_a_hundred_seeds() {
 
 /// Services behind each other that pass on no id: what reaches the last for one request, the median of seeds and the most.
 fn along_a_chain(chain: &Chain, seeds: u64) -> (f64, f64) {
-    let times: Vec<f64> = (0..seeds).map(|seed| run_chain(chain, seed).times()).collect();
+    let reached: Vec<_> = (0..seeds).map(|seed| run_chain(chain, seed)).collect();
+    assert_eq!(reached.iter().find_map(|one| one.broken.clone()), None);
+    let times: Vec<f64> = reached.iter().map(Reached::times).collect();
     (median(times.iter().copied()), times.iter().copied().fold(0.0, f64::max))
 }
 

@@ -166,6 +166,9 @@ impl Engine {
         let shifted = Arc::new(Notify::new());
         let checker = Checker::default();
         scraped::tell(&shared);
+        if let Some(limit) = shared.settings.max_memory {
+            shared.memory.windows().bound(limit);
+        }
         let workers = (0..shared.settings.workers.max(1))
             .map(|index| {
                 let bells = Bells {

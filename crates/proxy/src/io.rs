@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -32,6 +32,23 @@ impl Io {
             Self::TlsClient(tls) => tls.get_ref().0,
         }
     }
+
+    /// Ready when a peer from whom nothing more comes has left. Over TCP its end may mean either. TLS has a word for the end of one
+    /// direction (RFC 8446 section 6.1), and who goes on reading behind it keeps the connection below as it is.
+    pub(crate) fn poll_left(&self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.is_plain() {
+            if ready!(self.tcp().poll_read_ready(cx)).is_err() {
+                break;
+            }
+            // What stands behind that word is nothing.
+            match self.tcp().try_read(&mut [0; 256]) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
+        Poll::Ready(())
+    }
 }
 
 /// What has happened to a connection: the system's words, but of a connection that is no plain one, whose libraries have theirs.
@@ -59,7 +76,19 @@ macro_rules! each {
 
 impl AsyncRead for Io {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, io => Pin::new(io).poll_read(cx, buf))
+        let this = self.get_mut();
+        let read = {
+            let this = Pin::new(&mut *this);
+            each!(this, io => Pin::new(io).poll_read(cx, buf))
+        };
+        if let Self::TlsServer(tls) = this
+            && tls.get_ref().1.wants_write()
+        {
+            // What TLS itself has to say to what it has read, as `no_renegotiation`, waits for nobody's answer. That it cannot be said
+            // is found by whoever writes.
+            _ = Pin::new(tls).poll_flush(cx);
+        }
+        read
     }
 }
 

@@ -3,6 +3,7 @@
 //! `room.rs` does it; here is what is known.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use meshwork_process::{MemoryMeter, give_memory_back};
 
 use crate::blocks;
 use crate::connections::DownstreamTimeouts;
+use crate::http::windows::Budget;
 
 /// Percent of the limit from which on connections have less time for what they have begun.
 const TIGHT: u64 = 85;
@@ -83,16 +85,25 @@ impl Pressure {
 
 /// How near the process is to the memory that it may have: for all workers, and for whoever asks.
 #[derive(Debug, Default)]
-pub struct MemoryLevel(AtomicU8);
+pub struct MemoryLevel {
+    pressure: AtomicU8,
+    windows: Arc<Budget>,
+}
 
 impl MemoryLevel {
     pub(crate) fn get(&self) -> Pressure {
-        Pressure::ALL[usize::from(self.0.load(Ordering::Relaxed))]
+        Pressure::ALL[usize::from(self.pressure.load(Ordering::Relaxed))]
+    }
+
+    /// What the windows of HTTP/2 may grow by.
+    pub(crate) const fn windows(&self) -> &Arc<Budget> {
+        &self.windows
     }
 
     /// Sets it; true when it was another one.
     fn set(&self, pressure: Pressure) -> bool {
-        self.0.swap(pressure as u8, Ordering::Relaxed) != pressure as u8
+        self.windows.set_tight(pressure > Pressure::Calm);
+        self.pressure.swap(pressure as u8, Ordering::Relaxed) != pressure as u8
     }
 }
 

@@ -226,15 +226,17 @@ impl Recorder {
         let group = self.group_of(class, &entry.kept.record);
         let mut parts = self.parts.borrow_mut();
         let [failed, slow, sampled, recent, related] = &mut *parts;
-        let nobody = |_, _| {};
+        let nobody = |_| {};
         match class {
             Class::Failed => failed.push(group, entry, nobody),
             Class::Slow => slow.push(group, entry, nobody),
             Class::Sampled => sampled.push(group, entry, nobody),
             Class::Related => related.push(group, entry, nobody),
-            Class::Recent => recent.push(group, entry, |group, mut gone| {
+            Class::Recent => recent.push(group, entry, |mut gone| {
                 if traces.knows(&gone.kept.record) {
                     gone.kept.class = Class::Related;
+                    // Where it shared a place that may have been another service's.
+                    let group = self.group_of(Class::Related, &gone.kept.record);
                     related.push(group, gone, nobody);
                 }
             }),

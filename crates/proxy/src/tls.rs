@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use meshwork_decision::{Listener, Secret};
 use parking_lot::Mutex;
@@ -65,8 +65,8 @@ pub struct TlsConfigs {
 }
 
 struct Parsed {
-    /// Keeps the secrets' addresses, which are the key, from being used again.
-    secrets: Box<[Arc<Secret>]>,
+    /// Keeps the secrets' addresses, which are the key, from being used again, and nothing of the secrets, which others hold.
+    secrets: Box<[Weak<Secret>]>,
     config: Arc<ServerConfig>,
 }
 
@@ -89,14 +89,14 @@ impl TlsConfigs {
             if http {
                 config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
             }
-            Parsed { secrets: secrets.into(), config: Arc::new(config) }
+            Parsed { secrets: secrets.iter().map(Arc::downgrade).collect(), config: Arc::new(config) }
         });
         Arc::clone(&parsed.config)
     }
 
     /// Forgets the certificates that no snapshot has any more.
     pub(crate) fn sweep(&self) {
-        self.by_secrets.lock().retain(|_, parsed| parsed.secrets.iter().all(|s| Arc::strong_count(s) > 1));
+        self.by_secrets.lock().retain(|_, parsed| parsed.secrets.iter().all(|s| s.strong_count() > 0));
     }
 }
 
@@ -140,5 +140,35 @@ impl ResolvesServerCert for Certificates {
         // One that the client cannot verify is told as what it is: that nothing fits, and not that access is denied.
         let fits = self.0.iter().find(|key| key.key.choose_scheme(schemes).is_some());
         fits.or(self.0.first()).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(name: &str) -> Arc<Secret> {
+        // What is no certificate is left out.
+        let pem = bytes::Bytes::from_static(b"none");
+        Arc::new(Secret { name: name.into(), certificate_chain_pem: pem.clone(), private_key_pem: pem })
+    }
+
+    #[test]
+    fn certificates_are_forgotten_with_their_secrets_however_many_listeners_use_them() {
+        let configs = TlsConfigs::default();
+        let (old, other) = (secret("default/old"), secret("default/other"));
+        let kept = configs.config(&[Arc::clone(&other)], true);
+        for secrets in [vec![&old], vec![&old, &old], vec![&old, &other], vec![&other, &old]] {
+            let secrets: Vec<_> = secrets.into_iter().map(Arc::clone).collect();
+            for http in [true, false] {
+                configs.config(&secrets, http);
+            }
+        }
+        configs.sweep();
+        assert_eq!(configs.by_secrets.lock().len(), 9, "all are in use");
+        drop(old);
+        configs.sweep();
+        assert_eq!(configs.by_secrets.lock().len(), 1);
+        assert!(Arc::ptr_eq(&kept, &configs.config(&[other], true)), "it is parsed once");
     }
 }

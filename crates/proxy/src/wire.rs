@@ -4,6 +4,7 @@
 //! is kept as it came and written after it in the same call. Buffers are the worker's ([`crate::blocks`]): one that is empty
 //! is given back at once, so a connection that idles, or whose upstream works, holds none.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -218,6 +219,14 @@ impl Wire {
         ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         self.unflushed = false;
         Poll::Ready(Ok(()))
+    }
+
+    /// A peer whose last word has come has ours, where one is due and can leave at once (`close_notify`, RFC 8446 section 6.1).
+    pub(crate) async fn say_last(&mut self) {
+        if self.eof && !self.io.is_plain() {
+            // It may have left: then it needs none.
+            _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut self.io).poll_shutdown(cx))).await;
+        }
     }
 
     fn advance_output(&mut self, count: usize) {

@@ -273,7 +273,10 @@ async fn a_call_over_a_limit_is_told_which_one_and_its_setting() {
             assert!(message.contains(part), "{message}");
         }
     }
-    assert!(harness.lines(2).await.iter().all(|line| line.contains("\"grpc_status\":2,")));
+    assert!(
+        harness.lines(2).await.iter().all(|line| line.contains("\"grpc_status\":8,")),
+        "as a server says it"
+    );
 }
 
 /// Answers with this head and these bytes, and never ends that.
@@ -447,4 +450,81 @@ async fn a_call_that_is_not_repeated_any_more_says_with_which_code_it_ended() {
         }
         written(&harness, 1, "14", "URX", "default/web").await;
     }
+}
+
+/// grpcio sends what an application left at the ends of its texts as it is.
+#[tokio::test]
+async fn white_space_at_the_ends_of_metadata_fails_no_call() {
+    let (tell, mut seen) = mpsc::channel(4);
+    let app = h2_upstream(usize::MAX, move |_, request: Request<h2::RecvStream>, mut respond| {
+        tell.try_send(request.headers().clone()).unwrap();
+        async move {
+            let head =
+                Response::builder().header("content-type", "application/grpc").header("grpc-status", "5");
+            let told = head.header("grpc-message", "no item named ").body(()).unwrap();
+            drop(respond.send_response(told, true));
+        }
+    })
+    .await;
+    let (_harness, address) = gateway(app.address).await;
+    let mut client = h2_client(address).await;
+    for kind in ["application/grpc", "application/grpc+proto ", "application/grpc-web"] {
+        let mut request = Request::post("http://reviews/a.B/C").header("content-type", kind);
+        for (name, value) in
+            [("x-a", "a "), ("x-b", "\ta"), ("x-c", " "), ("cookie", " a=1 "), ("cookie", "b=2")]
+        {
+            request = request.header(name, value);
+        }
+        let (response, _) = client.send_request(request.body(()).unwrap(), true).unwrap();
+        let response = response.await.unwrap();
+        let told = |name: &str| response.headers()[name].to_str().unwrap();
+        assert_eq!((told("grpc-status"), told("grpc-message")), ("5", "no item named"), "{kind}");
+        let seen = seen.recv().await.unwrap();
+        let got = ["content-type", "x-a", "x-b", "x-c", "cookie"].map(|name| seen[name].to_str().unwrap());
+        assert_eq!(got, [kind.trim_end(), "a", "a", "", "a=1; b=2"]);
+    }
+}
+
+#[tokio::test]
+async fn white_space_around_what_frames_or_routes_is_refused_in_grpc_too() {
+    let (_harness, address) = gateway(closed()).await;
+    let mut client = h2_client(address).await;
+    for (name, value) in
+        [("host", "reviews "), ("host", " reviews"), ("content-length", "0 "), ("expect", " 100-continue")]
+    {
+        let mut request = call();
+        request.headers_mut().insert(name, value.parse().unwrap());
+        let (response, _) = client.send_request(request, true).unwrap();
+        let error = response.await.unwrap_err();
+        assert_eq!(error.reason(), Some(h2::Reason::PROTOCOL_ERROR), "{name}: {error}");
+    }
+}
+
+/// Directly it would have them, and cannot know that calls beyond some number wait.
+#[tokio::test]
+async fn hundreds_of_calls_of_an_application_are_under_way_on_its_one_connection_to_its_sidecar() {
+    const CALLS: usize = 300;
+    let (entered, mut begun) = mpsc::channel(CALLS);
+    let app = h2_upstream(usize::MAX, move |_, _, respond| {
+        let entered = entered.clone();
+        async move {
+            entered.send(()).await.unwrap();
+            std::future::pending::<()>().await;
+            drop(respond);
+        }
+    })
+    .await;
+    let pair = Pair::start(app.address, AppProtocol::Grpc).await;
+    let mut client = h2_client(pair.proxy).await;
+    let mut calls = Vec::new();
+    let all = async {
+        for _ in 0..CALLS {
+            client = client.clone().ready().await.unwrap();
+            calls.push(client.send_request(call(), true).unwrap());
+        }
+        for _ in 0..CALLS {
+            begun.recv().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), all).await.expect("none waits for another's end");
 }

@@ -255,18 +255,7 @@ async fn a_port_that_declares_nothing_is_found_out_and_http_rules_are_not_passed
     assert_eq!(&greeted, b"220 ready\r\n");
     drop(tcp);
 
-    let parent = v1::route::attachment::Parent::Service("shop/db".into());
-    let route = v1::Route {
-        source: Some(v1::Source {
-            kind: "HTTPRoute".into(),
-            name: "r".into(),
-            namespace: "shop".into(),
-            ..Default::default()
-        }),
-        attachments: vec![v1::route::Attachment { parent: Some(parent), ..Default::default() }],
-        rules: vec![support::rule(&[], vec![])],
-    };
-    pair.outbound.change([Change::upsert("HTTPRoute/shop/r", "1", &route)]).await;
+    pair.outbound.change([route_of_db()]).await;
     let (status, mut tcp) = pair.connect("db:80").await;
     assert_eq!(status, 200);
     tcp.write_all(b"PING\r\n").await.unwrap();
@@ -306,6 +295,94 @@ async fn who_is_silent_at_first_may_speak_http_yet() {
         let line = line(&pair.outbound, number).await;
         assert_eq!((&line["method"], &line["protocol"]), (&"GET".into(), &"HTTP/1.1".into()), "{line}");
     }
+    let lines = pair.inbound.lines(4).await;
+    let tunnels: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let flags: Vec<_> =
+        tunnels.iter().filter(|line| line["protocol"] == "TCP").map(|line| &line["response_flags"]).collect();
+    assert!(
+        flags.contains(&&"-".into()),
+        "of the first one nothing was wanted, and it has not failed: {lines:?}"
+    );
+}
+
+/// Servers close connections on which nobody asks, and some say so first (HAProxy).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_caller_is_not_cut_off_by_an_application_that_waits_no_longer() {
+    const LATE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pair = Pair::start(listener.local_addr().unwrap(), AppProtocol::Unspecified).await;
+    let (status, mut tcp) = pair.connect("db:80").await;
+    assert_eq!(status, 200);
+    let (mut served, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.expect("a tunnel").unwrap();
+    pair.inbound.wait_metric("istio_tcp_connections_opened_total", &[], 1).await;
+    served.write_all(LATE).await.unwrap();
+    drop(served);
+    // Nothing has gone either way: it may as well have another one.
+    let _idle = tokio::time::timeout(PATIENCE, listener.accept()).await.expect("another tunnel").unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: db:80\r\nConnection: close\r\n\r\n").await.unwrap();
+    let (mut served, _) =
+        tokio::time::timeout(PATIENCE, listener.accept()).await.expect("a request").unwrap();
+    support::read_until(&mut served, "\r\n\r\n").await;
+    served.write_all(OK).await.unwrap();
+    let answer = String::from_utf8(all(&mut tcp).await.unwrap()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok"), "{answer}");
+}
+
+fn route_of_db() -> Change {
+    let parent = v1::route::attachment::Parent::Service("shop/db".into());
+    let route = v1::Route {
+        source: Some(v1::Source {
+            kind: "HTTPRoute".into(),
+            name: "r".into(),
+            namespace: "shop".into(),
+            ..Default::default()
+        }),
+        attachments: vec![v1::route::Attachment { parent: Some(parent), ..Default::default() }],
+        rules: vec![support::rule(&[], vec![])],
+    };
+    Change::upsert("HTTPRoute/shop/r", "1", &route)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_come_while_a_caller_is_silent_are_not_passed_by_either() {
+    let (app, mut got) = recording(b"").await;
+    let mut pair = Pair::start(app, AppProtocol::Unspecified).await;
+    let (status, mut tcp) = pair.connect("db:80").await;
+    assert_eq!(status, 200);
+    // So long that it is taken for one whose server speaks first.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    pair.outbound.change([route_of_db()]).await;
+    tcp.write_all(b"PING\r\n").await.unwrap();
+    assert!(all(&mut tcp).await.is_err(), "opaque, it would pass the rules by");
+    assert_eq!(line(&pair.outbound, 0).await["cause"], "downstream_protocol_error");
+    assert!(got.try_recv().is_err(), "and nothing has come through");
+}
+
+/// A connection that was not needed says nothing about who answers requests.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unused_tunnel_is_no_success_between_two_failures() {
+    // By this answer nobody knows it for a server of HTTP.
+    const FAILED: &[u8] = b"HTTP/1.1 500 No\r\nconnection: close\r\ncontent-length: 0\r\n\r\n<close>";
+    let app = support::upstream(|got| support::is_head(got).then(|| FAILED.to_vec())).await;
+    let mut pair = Pair::start(app.address, AppProtocol::Unspecified).await;
+    let circuit_breaker = Some(v1::CircuitBreaker {
+        minimum_calls: 2,
+        failure_percent: 100,
+        open_ms: 60_000,
+        ..Default::default()
+    });
+    let spec = v1::TrafficPolicy { circuit_breaker, ..Default::default() };
+    pair.outbound.change([policy("breaker", "db", v1::policy::Spec::Traffic(spec))]).await;
+    for silence in [0, 400] {
+        let (status, mut tcp) = pair.connect("db:80").await;
+        assert_eq!(status, 200);
+        tokio::time::sleep(Duration::from_millis(silence)).await;
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: db:80\r\nConnection: close\r\n\r\n").await.unwrap();
+        let answer = String::from_utf8(all(&mut tcp).await.unwrap()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
+    }
+    pair.outbound.wait_metric("meshwork_circuit_breaker_changes_total", &["shop/db", "\"open\""], 1).await;
 }
 
 /// What may yet become a method is passed on all the same.
@@ -514,7 +591,7 @@ async fn answers(tcp: &mut TcpStream, line: &[u8]) -> bool {
 }
 
 const REQUEST: &[u8] = b"GET http://db/ HTTP/1.1\r\nHost: db\r\nConnection: close\r\n\r\n";
-const ANSWERED: &str = "its application has answered in HTTP, or has been declared to: it takes requests, and no tunnels unless its port declares tcp";
+const ANSWERED: &str = "its application has answered in HTTP, or another service declares that it does: it takes requests, and no tunnels unless its port declares tcp";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_that_has_answered_in_http_takes_no_tunnels_any_more() {

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
+use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::Settings;
+use meshwork_proxy::{DownstreamTimeouts, Settings};
 use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
+use support::policy::traffic;
+use support::raw::{ACK, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RESET, Raw, frame, literal};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc};
@@ -21,10 +24,32 @@ async fn gateway(protocol: AppProtocol, upstream: std::net::SocketAddr) -> (Harn
     (harness, address)
 }
 
+/// Whoever chooses the end of a text could switch a service off otherwise.
 #[tokio::test]
-async fn a_padded_value_comes_from_no_http2_upstream() {
+async fn white_space_around_a_value_of_an_http2_upstream_ends_here_and_is_no_failure() {
     let up = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
-        let response = Response::builder().header("x", http::HeaderValue::from_static(" a\t"));
+        let response = Response::builder().header("x", http::HeaderValue::from_static(" a b\t"));
+        drop(respond.send_response(response.header("y", " ").body(()).unwrap(), true));
+    })
+    .await;
+    let (mut harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let twice =
+        v1::OutlierDetection { consecutive_5xx: Some(2), max_ejection_percent: 100, ..support::rows_off() };
+    harness
+        .change([traffic(v1::TrafficPolicy { outlier_detection: Some(twice), ..Default::default() })])
+        .await;
+    for _ in 0..3 {
+        let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
+        assert!(told.contains("\r\nx: a b\r\n") && told.contains("\r\ny: \r\n"), "{told}");
+    }
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 0);
+}
+
+#[tokio::test]
+async fn a_length_with_white_space_around_it_comes_from_no_http2_upstream() {
+    let up = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+        let response = Response::builder().header("content-length", http::HeaderValue::from_static("0 "));
         drop(respond.send_response(response.body(()).unwrap(), true));
     })
     .await;
@@ -358,4 +383,134 @@ async fn a_body_that_its_upstream_takes_behind_its_response_s_head_is_sent_to_it
         let rest = tokio::time::timeout(Duration::from_secs(10), whole).await.expect("it does not hang");
         assert_eq!(rest.matches('x').count(), size);
     }
+}
+
+/// An endpoint that refuses uploads by their head, and takes all else.
+async fn refusing(timeouts: DownstreamTimeouts) -> (Harness, std::net::SocketAddr) {
+    let up = upstream(|got| {
+        let refuses = got.starts_with(b"POST ") && got.windows(4).any(|end| end == b"\r\n\r\n");
+        let refused = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nbig";
+        let taken = is_head(got).then_some(&b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"[..]);
+        refuses.then_some(&refused[..]).or(taken).map(<[u8]>::to_vec)
+    })
+    .await;
+    let mut harness = Harness::start(Settings { timeouts, ..Settings::default() });
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    (harness, address)
+}
+
+fn upload(stream: u32) -> Vec<u8> {
+    let head = [vec![0x83, 0x86], literal(4, "/up"), literal(1, "shop")].concat();
+    [frame(HEADERS, END_HEADERS, stream, &head), frame(DATA, 0, stream, b"begun")].concat()
+}
+
+/// The code of its reset, if the stream was reset before the caller's PING was answered.
+async fn reset_of(raw: &mut Raw, stream: u32) -> Option<Vec<u8>> {
+    raw.send(&frame(PING, 0, 0, b"12345678")).await;
+    let mut code = None;
+    loop {
+        match raw.next().await.expect("the connection stays") {
+            (PING, ACK, ..) => return code,
+            (RESET, _, of, payload) if of == stream => code = Some(payload),
+            _ => {}
+        }
+    }
+}
+
+async fn is_answered(raw: &mut Raw, stream: u32) {
+    loop {
+        let (kind, flags, of, _) = raw.next().await.expect("the connection stays");
+        assert_ne!((kind, of), (RESET, stream), "the response comes first");
+        if (kind, of) == (DATA, stream) && flags & END_STREAM != 0 {
+            return;
+        }
+    }
+}
+
+/// Who reads RST_STREAM in one go with the response may take its upload for failed, and never show what was said of it.
+#[tokio::test]
+async fn a_caller_that_is_answered_early_ends_its_upload_itself() {
+    let (_harness, address) = refusing(DownstreamTimeouts::default()).await;
+    let mut raw = Raw::open(address).await;
+    for (stream, last) in
+        [(1, frame(DATA, END_STREAM, 1, b"the end")), (3, frame(RESET, 0, 3, &[0, 0, 0, 8]))]
+    {
+        raw.send(&upload(stream)).await;
+        is_answered(&mut raw, stream).await;
+        assert_eq!(reset_of(&mut raw, stream).await, None, "it is to see its response");
+        raw.send(&frame(DATA, 0, stream, b"more")).await;
+        assert_eq!(reset_of(&mut raw, stream).await, None, "what is on the way is taken");
+        raw.send(&last).await;
+        assert_eq!(reset_of(&mut raw, stream).await, None, "and nothing is left to be reset");
+    }
+}
+
+/// RFC 9113 section 8.1.
+#[tokio::test]
+async fn of_an_upload_that_was_answered_so_much_is_taken_and_for_so_long() {
+    const NO_ERROR: [u8; 4] = [0; 4];
+    let (_harness, address) = refusing(DownstreamTimeouts::default()).await;
+    let mut client = h2_client(address).await;
+    let request = Request::post("http://shop/up").body(()).unwrap();
+    let (response, mut send) = client.send_request(request, false).unwrap();
+    assert_eq!(collect(response.await.unwrap()).await.0, 413);
+    let (mut sent, piece) = (0, Bytes::from(vec![b'x'; 16 * 1024]));
+    let reset = loop {
+        send.reserve_capacity(piece.len());
+        match std::future::poll_fn(|cx| send.poll_capacity(cx)).await {
+            Some(Ok(room)) => {
+                let room = room.min(piece.len());
+                sent += room;
+                if let Err(error) = send.send_data(piece.slice(..room), false) {
+                    break error;
+                }
+            }
+            Some(Err(error)) => break error,
+            None => break std::future::poll_fn(|cx| send.poll_reset(cx)).await.unwrap().into(),
+        }
+    };
+    assert_eq!(reset.reason(), Some(h2::Reason::NO_ERROR), "{reset}");
+    assert!((1024 * 1024..1280 * 1024).contains(&sent), "{sent} bytes");
+
+    let head = Duration::from_millis(50);
+    let (_harness, address) = refusing(DownstreamTimeouts { head, ..DownstreamTimeouts::default() }).await;
+    let mut raw = Raw::open(address).await;
+    raw.send(&upload(1)).await;
+    is_answered(&mut raw, 1).await;
+    let code = async {
+        loop {
+            if let (RESET, _, 1, code) = raw.next().await.expect("the connection stays") {
+                return code;
+            }
+        }
+    };
+    let code =
+        tokio::time::timeout(Duration::from_secs(10), code).await.expect("it is not waited for without end");
+    assert_eq!(code, NO_ERROR);
+}
+
+/// All of them together would fill the connection's window four times.
+#[tokio::test]
+async fn uploads_that_were_answered_take_no_window_from_others() {
+    let (_harness, address) = refusing(DownstreamTimeouts::default()).await;
+    let mut client = h2_client(address).await;
+    let mut kept = vec![];
+    for _ in 0..32 {
+        let request = Request::post("http://shop/up").body(()).unwrap();
+        let (response, mut send) = client.send_request(request, false).unwrap();
+        assert_eq!(collect(response.await.unwrap()).await.0, 413);
+        let mut left = 128 * 1024;
+        while left > 0 {
+            send.reserve_capacity(left);
+            let room = std::future::poll_fn(|cx| send.poll_capacity(cx));
+            let room = tokio::time::timeout(Duration::from_secs(10), room).await.expect("the window is open");
+            let room = room.unwrap().unwrap().min(left);
+            send.send_data(vec![b'x'; room].into(), false).unwrap();
+            left -= room;
+        }
+        kept.push(send);
+    }
+    let (status, body, _) = fetch(&mut client, get("/")).await;
+    assert_eq!((status, &body[..]), (200, &b"ok"[..]));
 }

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
 use support::raw::{
     ACK, CALM, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, Raw, SETTINGS, deaf_upstream,
-    frame, request,
+    frame, head, request,
 };
 use support::{Harness, exchange, read_until, rule};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -470,4 +470,51 @@ async fn resets_that_an_endpoint_provokes_without_end_do_not_become_memory() {
     let rest: Vec<u8> = (10_001..200_000).step_by(2).flat_map(&broken).collect();
     let told = hostile.flood(rest).await;
     assert!(told.is_none_or(|told| told == CALM), "GOAWAY {told:?}");
+}
+
+/// `h2` would hold some 300 bytes for each of these frames, and ends a connection for what 66,000 of them cost.
+#[tokio::test]
+async fn frames_of_one_byte_that_nobody_reads_cost_their_window_and_all_of_them_arrive() {
+    const STREAMS: u32 = 8;
+    const EACH: usize = 30_000;
+    let (reads, mut whole) = (Arc::new(Semaphore::new(0)), mpsc::channel(STREAMS as usize));
+    let (told, release) = (whole.0.clone(), Arc::clone(&reads));
+    let up = h2_upstream_with(
+        |builder| builder.data_frame_budget(usize::MAX),
+        usize::MAX,
+        move |_, request: Request<h2::RecvStream>, respond| {
+            let (told, release) = (told.clone(), Arc::clone(&release));
+            async move {
+                if request.method() == http::Method::POST {
+                    let _permit = release.acquire().await.unwrap();
+                    told.send(collect_body(request.into_body()).await.unwrap().0).await.unwrap();
+                }
+                answer(respond, b"ok");
+            }
+        },
+    )
+    .await;
+    let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let mut raw = Raw::open(address).await;
+    let streams = || (0..STREAMS).map(|number| 2 * number + 1);
+    for stream in streams() {
+        // POST.
+        let block = [&[0x83][..], &head("/")[1..]].concat();
+        raw.send(&frame(HEADERS, END_HEADERS, stream, &block)).await;
+    }
+    let byte = |at: usize| u8::try_from(at % 251).unwrap();
+    for at in 0..EACH {
+        let last = if at + 1 == EACH { END_STREAM } else { 0 };
+        let round: Vec<u8> = streams().flat_map(|stream| frame(DATA, last, stream, &[byte(at)])).collect();
+        raw.send(&round).await;
+    }
+    assert!(raw.settle().await, "the connection goes on");
+    raw.send(&request(2 * STREAMS + 1, "/")).await;
+    while raw.next().await.unwrap().2 != 2 * STREAMS + 1 {}
+    reads.add_permits(STREAMS as usize);
+    let sent: Vec<u8> = (0..EACH).map(byte).collect();
+    for _ in streams() {
+        assert!(whole.1.recv().await.unwrap() == sent, "in order, and all of it");
+    }
+    assert_eq!(harness.metric("meshwork_http2_faults_total", &[]), 0);
 }

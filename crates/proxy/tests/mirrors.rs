@@ -59,6 +59,18 @@ async fn a_copy_is_the_request_as_it_is_sent_and_says_that_it_is_one() {
     assert!(line.contains("\"attempts\":1") && line.contains("default/web"), "{line}");
 }
 
+/// Who could would keep its requests from the other service, and the application would take them for copies.
+#[tokio::test]
+async fn nobody_outside_says_of_a_request_that_it_is_a_copy() {
+    let copy = Recorder::answering(OK).await;
+    let edge = edge(copy.upstream.address, mirrored(vec![mirror("copy", 100)])).await;
+    let call = b"GET / HTTP/1.1\r\nHost: shop\r\nX-Meshwork-Mirror: 1\r\nConnection: close\r\n\r\n";
+    assert!(exchange(edge.address, call).await.ends_with("original"));
+    edge.ended("answered", 1).await;
+    assert!(!edge.web.has(1).await[0].to_lowercase().contains("x-meshwork-mirror"));
+    assert!(!edge.harness.lines(1).await[0].contains("\"mirrored\""));
+}
+
 #[tokio::test]
 async fn bodies_without_a_length_are_copied_in_both_versions() {
     let (bytes, got) = (vec![b'x'; 100 * 1024], Arc::new(Mutex::new(Vec::new())));
@@ -342,15 +354,19 @@ async fn copies_are_held_back_where_too_few_calls_succeed() {
     assert!(refused >= 15, "{refused} of 20");
 }
 
+/// The application passes on what it was told.
 #[tokio::test]
 async fn a_copy_is_not_copied_again() {
-    let copy = Recorder::answering(OK).await;
-    let edge = edge(copy.upstream.address, mirrored(vec![mirror("copy", 100)])).await;
-    let marked = b"GET / HTTP/1.1\r\nHost: a\r\nX-Meshwork-Mirror: 1\r\nConnection: close\r\n\r\n";
-    assert!(exchange(edge.address, marked).await.ends_with("original"));
-    assert!(exchange(edge.address, GET).await.ends_with("original"));
-    edge.ended("answered", 1).await;
-    let lines = edge.harness.lines(2).await;
+    let (app, copy) = (Recorder::answering(OK).await, Recorder::answering(OK).await);
+    let mut pair = Pair::start(app.upstream.address, AppProtocol::Http1).await;
+    let services = plain_at("ratings", copy.upstream.address);
+    pair.outbound.change(services.into_iter().chain([route_of("reviews", "ratings")])).await;
+    for marked in ["X-Meshwork-Mirror: 1\r\n", ""] {
+        let call = format!("GET / HTTP/1.1\r\nHost: reviews\r\n{marked}Connection: close\r\n\r\n");
+        assert!(exchange(pair.proxy, call.as_bytes()).await.ends_with("original"));
+    }
+    pair.outbound.wait_metric(OUTCOMES, &["shop/ratings", "answered"], 1).await;
+    let lines = pair.outbound.lines(2).await;
     assert!(!lines[0].contains("\"mirrors\"") && lines[1].contains("\"mirrors\":1"), "{lines:?}");
 }
 

@@ -6,17 +6,22 @@ mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::Settings;
-use rustls::HandshakeKind;
-use rustls::crypto::aws_lc_rs::cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256;
+use meshwork_proxy::{DownstreamTimeouts, Settings};
+use rustls::crypto::aws_lc_rs::cipher_suite::{
+    TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+};
+use rustls::crypto::cipher::{OutboundChunks, OutboundPlainMessage};
+use rustls::{ConnectionTrafficSecrets, ContentType, HandshakeKind, SupportedCipherSuite};
 use rustls_pki_types::{CertificateDer, ServerName};
-use support::{Harness, Upstream, free_port, is_head, rule, upstream};
+use serde_json::Value;
+use support::{Harness, exchange, free_port, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -79,7 +84,6 @@ struct Edge {
     harness: Harness,
     address: SocketAddr,
     certificates: [CertificateDer<'static>; 2],
-    _up: Upstream,
 }
 
 /// So large that without TLS the kernel would move it.
@@ -100,14 +104,18 @@ async fn edge_with(settings: Settings) -> Edge {
         is_head(got).then(|| if got.starts_with(b"GET /large ") { large() } else { OK.to_vec() })
     })
     .await;
+    edge_before(settings, up.address).await
+}
+
+async fn edge_before(settings: Settings, upstream: SocketAddr) -> Edge {
     let mut harness = Harness::start(settings);
-    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    harness.service("web", AppProtocol::Http1, &[upstream]).await;
     let port = free_port();
     let ((a, secret_a), (b, secret_b)) = (certificate("a.example", "1"), certificate("b.example", "1"));
     let listeners = [listener("a", port, "a.example"), listener("b", port, "b.example"), route(&["a", "b"])];
     harness.change([secret_a, secret_b].into_iter().chain(listeners)).await;
     let address = *harness.engine.bound().values().next().expect("bound");
-    Edge { harness, address, certificates: [a, b], _up: up }
+    Edge { harness, address, certificates: [a, b] }
 }
 
 impl Edge {
@@ -123,6 +131,8 @@ impl Edge {
     ) -> std::io::Result<TlsStream<TcpStream>> {
         let config = trusting(trusted, alpn);
         let tcp = TcpStream::connect(self.address).await?;
+        // What is said in two pieces arrives at once, too.
+        tcp.set_nodelay(true)?;
         let name = ServerName::try_from(host.to_owned()).unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, tcp).await
     }
@@ -208,10 +218,183 @@ async fn a_handshake_that_fails_is_counted_with_its_reason() {
     let [name, cause] = of("cause=\"refused_by_peer\"");
     edge.harness.wait_metric(name, &[cause], 1).await;
     let mut tcp = TcpStream::connect(edge.address).await.unwrap();
-    tcp.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await.unwrap();
+    tcp.write_all(b"\0 is no record of TLS").await.unwrap();
     let _ = tcp.read_to_end(&mut Vec::new()).await;
     let [name, cause] = of("cause=\"tls_handshake_failed\"");
     edge.harness.wait_metric(name, &[cause], 1).await;
+}
+
+/// What was meant for another port is answered, and never passed on.
+#[tokio::test]
+async fn plain_http_on_a_port_of_tls_is_told_so() {
+    let edge = edge().await;
+    let upload =
+        [&b"POST /up HTTP/1.1\r\nHost: a.example\r\nContent-Length: 200000\r\n\r\n"[..], &[b'x'; 200_000]]
+            .concat();
+    for (number, (asked, status)) in [
+        (GET, "HTTP/1.1 400 "),
+        (b"HEAD / HTTP/1.0\r\n\r\n", "HTTP/1.1 400 "),
+        (&upload, "HTTP/1.1 400 "),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/1.1 505 "),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "HTTP/1.1 400 "),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let told = exchange(edge.address, asked).await;
+        assert!(told.starts_with(status) && told.contains("\r\nconnection: close\r\n"), "{told}");
+        let line: Value = serde_json::from_str(&edge.harness.lines(number + 1).await[number]).unwrap();
+        assert_eq!(
+            (&line["response_flags"], &line["upstream_host"]),
+            (&"DPE".into(), &Value::Null),
+            "{line}"
+        );
+        if number < 3 {
+            let why = "plain_http: this port speaks HTTPS";
+            assert!(line["cause_detail"].as_str().unwrap().starts_with(why), "{line}");
+            assert_eq!(line["cause"], "downstream_protocol_error", "{line}");
+            assert_eq!(told.contains(why), number != 1, "{told}");
+        }
+        let counted = u64::try_from(number + 1).unwrap();
+        edge.harness.wait_metric(HANDSHAKES, &["cause=\"plain_http\""], counted).await;
+    }
+    let mut tls = edge.connect("a.example", &[]).await.unwrap();
+    assert!(ask(&mut tls, "a.example").await.starts_with("HTTP/1.1 200"));
+}
+
+/// Half a head is waited for as long as one of plain HTTP is where that is spoken.
+#[tokio::test]
+async fn half_a_plain_request_on_a_port_of_tls_has_its_time() {
+    let head = Duration::from_millis(50);
+    let timeouts = DownstreamTimeouts { head, ..DownstreamTimeouts::default() };
+    let edge = edge_with(Settings { timeouts, ..Settings::default() }).await;
+    let told = exchange(edge.address, b"GET / HTTP/1.1\r\nHost").await;
+    assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
+}
+
+/// RFC 5246 section 7.2.2: a renegotiation that is not wanted is answered, not left without a word.
+#[tokio::test]
+async fn who_wants_to_negotiate_anew_is_told_no_and_goes_on() {
+    let edge = edge().await;
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites = vec![TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256];
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(edge.certificates[0].clone()).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.enable_secret_extraction = true;
+    let config = Arc::new(config);
+    let name = ServerName::try_from("a.example").unwrap();
+    let mut hello = Vec::new();
+    rustls::ClientConnection::new(Arc::clone(&config), name.clone()).unwrap().write_tls(&mut hello).unwrap();
+    let tcp = TcpStream::connect(edge.address).await.unwrap();
+    let (mut tcp, session) = TlsConnector::from(config).connect(name, tcp).await.unwrap().into_inner();
+    let (sequence, ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }) =
+        session.dangerous_extract_secrets().unwrap().tx
+    else {
+        panic!("the suite is the only one")
+    };
+    let SupportedCipherSuite::Tls12(suite) = TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 else {
+        panic!("it is one of TLS 1.2")
+    };
+    let mut encrypter = suite.aead_alg.encrypter(key, iv.as_ref(), &[]);
+    let mut record = |typ, payload, number| {
+        let version = rustls::ProtocolVersion::TLSv1_2;
+        let plain = OutboundPlainMessage { typ, version, payload: OutboundChunks::Single(payload) };
+        encrypter.encrypt(plain, number).unwrap().encode()
+    };
+    let [again, get] = [(ContentType::Handshake, &hello[5..]), (ContentType::ApplicationData, GET)];
+    let (again, get) = (record(again.0, again.1, sequence), record(get.0, get.1, sequence + 1));
+    for (sent, answer) in [(again, ContentType::Alert), (get, ContentType::ApplicationData)] {
+        tcp.write_all(&sent).await.unwrap();
+        let mut head = [0; 5];
+        let read = tokio::time::timeout(Duration::from_secs(10), tcp.read_exact(&mut head)).await;
+        read.expect("there is an answer").unwrap();
+        assert_eq!(ContentType::from(head[0]), answer);
+        let mut rest = vec![0; u16::from_be_bytes([head[3], head[4]]).into()];
+        tcp.read_exact(&mut rest).await.unwrap();
+    }
+}
+
+const HANDSHAKES: &str = "meshwork_tls_handshake_failures_total";
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
+
+/// Says that nothing more will be said: one direction of TLS ends, and none of TCP.
+async fn end_side(tls: &mut TlsStream<TcpStream>) {
+    tls.get_mut().1.send_close_notify();
+    tls.flush().await.unwrap();
+}
+
+/// Waits until the proxy's only worker has seen what has been sent: it answers who came behind that.
+async fn caught_up(edge: &Edge) {
+    let mut other = edge.connect("a.example", &[]).await.unwrap();
+    assert!(ask(&mut other, "b.example").await.starts_with("HTTP/1.1 421"));
+}
+
+/// RFC 8446 section 6.1.
+#[tokio::test]
+async fn whoever_says_no_more_behind_a_whole_request_is_answered() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let edge = edge_before(Settings::default(), app.local_addr().unwrap()).await;
+    let post = b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 3\r\n\r\nabc";
+    let two = GET.repeat(2);
+    for (asked, answers) in [(GET, 1), (&post[..], 1), (&two, 2)] {
+        let mut tls = edge.connect("a.example", &[]).await.unwrap();
+        tls.write_all(asked).await.unwrap();
+        end_side(&mut tls).await;
+        let (mut served, _) = app.accept().await.unwrap();
+        for _ in 0..answers {
+            let whole = if asked == post { "abc" } else { "\r\n\r\n" };
+            read_until(&mut served, whole).await;
+            caught_up(&edge).await;
+            served.write_all(OK).await.unwrap();
+        }
+        let mut got = Vec::new();
+        tls.read_to_end(&mut got).await.unwrap();
+        let got = String::from_utf8(got).unwrap();
+        assert_eq!(got.matches("HTTP/1.1 200 OK").count(), answers, "{got}");
+        assert_eq!(got.matches("connection: close").count(), 1, "and the last says that it is: {got}");
+        assert!(got.ends_with("hello"), "{got}");
+    }
+    // Who has nothing more to ask hears the same word, and no broken connection.
+    let mut tls = edge.connect("a.example", &[]).await.unwrap();
+    assert!(ask(&mut tls, "b.example").await.starts_with("HTTP/1.1 421"));
+    end_side(&mut tls).await;
+    assert_eq!(tls.read(&mut [0]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn whoever_has_left_is_worked_for_no_longer_whatever_it_has_said_before() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let edge = edge_before(Settings::default(), app.local_addr().unwrap()).await;
+    let (mut lines, mut kept) = (0, vec![]);
+    for (says_so, resets) in [(true, false), (true, true), (false, false), (false, true)] {
+        let mut tls = edge.connect("a.example", &[]).await.unwrap();
+        tls.write_all(GET).await.unwrap();
+        let (mut served, _) = app.accept().await.unwrap();
+        read_until(&mut served, "\r\n\r\n").await;
+        if says_so {
+            end_side(&mut tls).await;
+            caught_up(&edge).await;
+            lines += 1;
+        }
+        let (mut tcp, _) = tls.into_inner();
+        if resets {
+            tcp.set_zero_linger().unwrap();
+            drop(tcp);
+        } else {
+            tcp.shutdown().await.unwrap();
+            kept.push(tcp);
+        }
+        let left = tokio::time::timeout(Duration::from_secs(10), served.read(&mut [0])).await;
+        assert_eq!(left.expect("the endpoint hears of it").unwrap(), 0, "{says_so}, {resets}");
+        lines += 1;
+        let line: Value = serde_json::from_str(edge.harness.lines(lines).await.last().unwrap()).unwrap();
+        assert_eq!(line["cause"], "downstream_closed", "{line}");
+    }
 }
 
 /// The system gives each connection to whichever worker it likes.
@@ -289,6 +472,6 @@ async fn let_go(tls: &mut TlsStream<TcpStream>) {
     let mut rest = Vec::new();
     let read = tls.read_to_end(&mut rest);
     // An idle connection ends without the last word of TLS.
-    let _ = tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect("it is let go");
+    let _ = tokio::time::timeout(Duration::from_secs(10), read).await.expect("it is let go");
     assert!(rest.is_empty());
 }

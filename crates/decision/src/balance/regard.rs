@@ -10,8 +10,8 @@ use crate::breaker::CircuitBreaker;
 use crate::endpoint::{Endpoint, EndpointSet, Transport};
 use crate::limits::Limits;
 
-/// What speaks against an endpoint, the worst first: barred, tried before, passed by (since it rests, or a request would
-/// wait for a connection).
+/// What speaks against an endpoint, the worst first: barred, tried before, passed by (since it rests or wants to, or a request
+/// would wait for a connection).
 pub(crate) type Standing = (Barred, bool, bool);
 
 /// Whether an endpoint may have a request, the best first.
@@ -59,6 +59,8 @@ pub(crate) struct Regard<'s> {
     breaker: Option<&'s CircuitBreaker>,
     /// Whether who rests, or is on trial, is passed by.
     spares: bool,
+    /// Whether who has asked to be left alone is.
+    heeds: bool,
 }
 
 impl<'s> Regard<'s> {
@@ -80,6 +82,7 @@ impl<'s> Regard<'s> {
             has_room: Cell::new(None),
             breaker: None,
             spares: true,
+            heeds: true,
         }
     }
 
@@ -94,8 +97,12 @@ impl<'s> Regard<'s> {
         self.most_connections = limits.max_connections_per_endpoint.filter(|_| !shares);
         self.most = limits.max_requests_per_endpoint;
         self.most_pending = limits.max_pending_requests_per_endpoint;
-        self.breaker = breaker;
-        self
+        self.broken_by(breaker)
+    }
+
+    /// The same, where endpoints have breakers of their own.
+    pub(crate) fn broken_by(self, breaker: Option<&'s CircuitBreaker>) -> Self {
+        Self { breaker, ..self }
     }
 
     /// The same for a retry, which has a place at this endpoint.
@@ -103,6 +110,11 @@ impl<'s> Regard<'s> {
         self.most_retries = limits.max_retries_per_endpoint.filter(|_| is_retry);
         self.place = place;
         self
+    }
+
+    /// The same where who has asked to be left alone is only if `heeds`.
+    pub(crate) fn heeding(self, heeds: bool) -> Self {
+        Self { heeds, ..self }
     }
 
     /// Whether its own breaker is open.
@@ -152,9 +164,14 @@ impl<'s> Regard<'s> {
         Self { spares, ..self }
     }
 
-    /// Whether everybody here who is in has failed more than once in a row.
+    /// Whether everybody here who is in has failed a moment ago, and rests or is on trial for it, or more than once in a row. Who has
+    /// too much to do answers well in between, and what has gone well ends a row and no rest.
     pub(crate) fn all_fail(&self) -> bool {
-        let fails = |one: &Endpoint| one.stats.load.has_failed_again();
+        let fails = |one: &Endpoint| {
+            let load = &one.stats.load;
+            let rests = load.is_passed_by(self.now) && (self.heeds || !load.wants_rest(self.now));
+            rests || load.has_failed_again()
+        };
         self.set.pickable().iter().all(|one| fails(one) || self.is_out(one) || self.is_tripped(one))
     }
 
@@ -202,15 +219,21 @@ impl<'s> Regard<'s> {
         }
     }
 
+    /// Whether it has asked to be left alone for a while, and that counts.
+    pub(crate) fn wants_rest(&self, endpoint: &Endpoint) -> bool {
+        self.heeds && endpoint.stats.load.wants_rest(self.now)
+    }
+
     /// What speaks against an endpoint; the least is the best, and nothing is what is wanted.
     pub(crate) fn standing(&self, endpoint: &Endpoint) -> Standing {
-        (self.barred(endpoint), self.tried.contains(&endpoint.id), self.is_crowded(endpoint))
+        let is_passed_by = self.wants_rest(endpoint) || self.is_crowded(endpoint);
+        (self.barred(endpoint), self.tried.contains(&endpoint.id), is_passed_by)
     }
 
     /// The same, with what the balancer knows itself.
     pub(crate) fn full_standing(&self, endpoint: &Endpoint) -> Standing {
-        let (barred, was_tried, is_crowded) = self.standing(endpoint);
-        (barred, was_tried, is_crowded || self.spares && endpoint.stats.load.is_passed_by(self.now))
+        let (barred, was_tried, is_passed_by) = self.standing(endpoint);
+        (barred, was_tried, is_passed_by || self.spares && endpoint.stats.load.is_passed_by(self.now))
     }
 
     pub(crate) fn wants(&self, endpoint: &Endpoint) -> bool {

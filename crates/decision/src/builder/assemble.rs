@@ -84,7 +84,7 @@ impl Built {
         }
         let (bindings, unbound) = listeners::bindings(&listeners, &old.bindings);
         let services = self.services(held, &old, &clusters, changed, &replaced);
-        let shown = old.shown.of(held.workloads.values().map(|spec| &**spec));
+        let shown = old.shown.of(&held.workloads.values().map(|spec| &**spec));
         let inbound = self.inbound(held, &old, &shown);
         let home = held.workloads.values().next().map(|w| w.spiffe_id.namespace());
         let outbound = mesh::by_host(held, &services, home);

@@ -1,9 +1,10 @@
-//! Whether a call that was answered may be repeated. Whoever asks still has the answer: it is passed on where nobody would
-//! take the repeat.
+//! Whether a call may be repeated, and where its place is until it is. Whoever asks still has what was answered: it is passed on
+//! where nobody would take the repeat.
 
 use meshwork_base::Tick;
 
-use super::{Cluster, RACES};
+use super::pick::RACES;
+use super::{Cluster, Wanted};
 use crate::balance::{Barred, Regard};
 use crate::cause::Cause;
 use crate::endpoint::Endpoint;
@@ -11,6 +12,17 @@ use crate::limits::{Limited, Permit};
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 
 impl Cluster {
+    /// Counts a retry from before its back-off on, within the service's limit, and at an endpoint that may have one more: which
+    /// it goes to is picked later. `tried`: who had its request.
+    ///
+    /// # Errors
+    /// The cause when a limit is reached.
+    pub fn admit_retry(&self, tried: &[u64], now: Tick) -> Result<Permit, Cause> {
+        let mut permit = self.admit(Limited::Retry)?;
+        self.keep_place(&mut permit, tried, now).inspect_err(|cause| self.count_refused(*cause))?;
+        Ok(permit)
+    }
+
     /// Whether a call that was answered may be repeated, as far as circuit breakers and the limits of endpoints are asked;
     /// no trial begins. `own`: the endpoint that has answered, to which this call is still counted, and whether as a retry.
     ///
@@ -82,34 +94,40 @@ impl Cluster {
         }
     }
 
-    /// Whether a retry finds somebody who takes it, is none of these who have failed its request, and has not asked to be left
+    /// Whether a retry finds somebody who takes it, is none of those who have failed its request, and has not asked to be left
     /// alone: how long one of those wants to be is nothing to it then.
     #[must_use]
-    pub fn has_another(&self, tried: &[u64], now: Tick) -> bool {
+    pub fn has_another(&self, wanted: &Wanted<'_>, now: Tick) -> bool {
         let set = self.endpoints();
-        let regard = Regard::new(&set, now, tried, self.preference.panic_threshold).within_bounds(
+        let regard = Regard::new(&set, now, wanted.tried, self.preference.panic_threshold).within_bounds(
             &self.limits,
             self.protocol.is_http2(),
             self.endpoint_breaker.as_ref(),
         );
-        let regard = regard.of_retry(true, None, &self.limits);
+        let regard = regard.of_retry(true, wanted.place, &self.limits);
         set.pickable().iter().any(|one| regard.keeps(one) && !one.stats.load.wants_rest(now))
     }
 
     /// Keeps a place for a retry where it would go now, and of those where the fewest are, so that it finds one when its back-off
     /// is over, whichever endpoint it goes to then; and so that what there was is passed on now where there is none. Where there
     /// is no endpoint at all, whoever picks one finds that out.
-    /// `tried`: who had its request. A place at one of those would send it there again while those beside them are full.
-    pub(super) fn keep_place(&self, retry: &mut Permit, tried: &[u64], now: Tick) -> Result<(), Cause> {
+    /// `tried`: who had its request. A place at one of those would send it there again while those beside them are full; one where
+    /// the breaker is open would be none.
+    fn keep_place(&self, retry: &mut Permit, tried: &[u64], now: Tick) -> Result<(), Cause> {
         let Some(most) = self.limits.max_retries_per_endpoint else { return Ok(()) };
         let set = self.endpoints();
-        let regard =
-            Regard::new(&set, now, tried, self.preference.panic_threshold).of_retry(true, None, &self.limits);
+        let regard = Regard::new(&set, now, tried, self.preference.panic_threshold)
+            .broken_by(self.endpoint_breaker.as_ref())
+            .of_retry(true, None, &self.limits);
         for _ in 0..RACES {
             let standing = |one: &Endpoint| {
                 (regard.barred_without(one, None), tried.contains(&one.id), one.stats.retries())
             };
             let Some(best) = set.pickable().iter().min_by_key(|one| standing(one)) else { return Ok(()) };
+            // So are all who have room: whoever picks one finds that out.
+            if regard.is_tripped(best) && !regard.is_full_of_retries(best) {
+                return Ok(());
+            }
             // One that is ejected has it where nobody else is.
             if matches!(standing(best).0, Barred::Full | Barred::Closed) {
                 break;

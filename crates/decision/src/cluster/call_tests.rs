@@ -1,14 +1,21 @@
 //! Calls, where endpoints have breakers and limits of their own.
 
+use std::time::Duration;
+
 use meshwork_base::SeededRng;
 use meshwork_messages::v1;
 use meshwork_messages::v1::traffic_policy::Algorithm;
 use proptest::prelude::*;
 
 use super::*;
-use crate::breaker::{BreakerCause, BreakerState, Call, Whose};
+use crate::breaker::{BreakerCause, BreakerState, Call, Ticket, Whose};
 use crate::builder::SnapshotBuilder;
+use crate::cause::Cause;
 use crate::endpoint::InFlight;
+use crate::limits::{Limited, Permit};
+use crate::load::Answer;
+use crate::outlier::{AttemptOutcome, Picked};
+use crate::reasons::NoReasons;
 use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
 
 const TOOK: Duration = Duration::from_millis(1);
@@ -34,6 +41,10 @@ fn cluster(count: u32, traffic: v1::TrafficPolicy) -> Arc<Cluster> {
 }
 
 fn breaking(count: u32, trials: u32) -> Arc<Cluster> {
+    breaking_within(count, trials, None)
+}
+
+fn breaking_within(count: u32, trials: u32, limits: Option<v1::Limits>) -> Arc<Cluster> {
     let breaker = v1::CircuitBreaker {
         window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 2,
@@ -44,7 +55,7 @@ fn breaking(count: u32, trials: u32) -> Arc<Cluster> {
         per_endpoint: Some(true),
         ..Default::default()
     };
-    cluster(count, v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() })
+    cluster(count, v1::TrafficPolicy { circuit_breaker: Some(breaker), limits, ..Default::default() })
 }
 
 struct Caller {
@@ -572,6 +583,33 @@ fn a_retry_has_its_place_from_before_its_back_off_on() {
     }
 }
 
+#[test]
+fn of_retries_that_come_at_one_moment_each_that_is_let_through_has_a_place() {
+    let limits = v1::Limits { max_retries_per_endpoint: 1, ..Default::default() };
+    let cluster = cluster(1, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+    let one = Arc::clone(&cluster.endpoints().all()[0]);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..100_000 {
+                    let Ok(permit) = cluster.admit_retry(&[], Tick::from_nanos(1)) else { continue };
+                    assert_eq!((permit.place(), one.stats.retries()), (Some(one.id), 1));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn places_of_retries_are_kept_where_the_fewest_are() {
+    let limits = v1::Limits { max_retries_per_endpoint: 3, ..Default::default() };
+    let cluster = cluster(3, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+    let held: Vec<_> = (0..6).map(|_| cluster.admit_retry(&[], Tick::from_nanos(1)).unwrap()).collect();
+    let counts = cluster.endpoints().all().iter().map(|one| one.stats.retries()).collect::<Vec<_>>();
+    assert_eq!(counts, [2, 2, 2]);
+    drop(held);
+}
+
 /// Two that have failed at the same endpoint: one finds the other endpoint, and has its place there until it does.
 #[test]
 fn a_retry_has_its_place_where_it_was_not_tried() {
@@ -648,8 +686,10 @@ proptest! {
                 _ => {}
             }
             let counts = cluster.endpoints().all().iter().map(|one| one.stats.retries()).collect::<Vec<_>>();
-            prop_assert!(counts.iter().all(|counted| *counted <= most), "{:?}", counts);
-            prop_assert_eq!(counts.iter().sum::<u32>() as usize, held.len());
+            for (endpoint, counted) in cluster.endpoints().all().iter().zip(counts) {
+                let at = held.iter().filter(|permit| permit.place() == Some(endpoint.id)).count();
+                prop_assert_eq!(crate::invariants::limit(Some(most), counted, at), Ok(()));
+            }
         }
     }
 }
@@ -676,16 +716,53 @@ fn a_retry_finds_another_where_one_takes_it_and_has_not_asked_to_be_left_alone()
     let set = cluster.endpoints();
     let [first, second, third] = [0, 1, 2].map(|at: usize| &set.all()[at]);
     let now = Tick::ZERO.after(Duration::from_secs(1));
-    assert!(cluster.has_another(&[first.id], now));
+    let has_another = |tried: &[u64], now| cluster.has_another(&Wanted { tried, ..Wanted::default() }, now);
+    assert!(has_another(&[first.id], now));
     let busy = second.begin();
     let bare = Answer::new(AttemptOutcome::Failure, TOOK);
     cluster.record(third, &bare, now);
-    assert!(cluster.has_another(&[first.id], now), "it has failed another request, and asked for nothing");
+    assert!(has_another(&[first.id], now), "it has failed another request, and asked for nothing");
     let asks = Answer { push_back: Some(Duration::from_secs(5)), ..bare };
     cluster.record(third, &asks, now);
-    assert!(!cluster.has_another(&[first.id], now), "one is at its limit, one wants to be left alone");
-    assert!(cluster.has_another(&[first.id], now.after(Duration::from_secs(6))), "its time is over");
+    assert!(!has_another(&[first.id], now), "one is at its limit, one wants to be left alone");
+    assert!(has_another(&[first.id], now.after(Duration::from_secs(6))), "its time is over");
     drop(busy);
-    assert!(cluster.has_another(&[first.id], now));
-    assert!(!cluster.has_another(&[first.id, second.id], now), "both have failed it");
+    assert!(has_another(&[first.id], now));
+    assert!(!has_another(&[first.id, second.id], now), "both have failed it");
+}
+
+/// The other has as many retries as it may, one of which asks.
+#[test]
+fn a_retry_finds_another_where_its_own_place_is() {
+    let limits = v1::Limits { max_retries_per_endpoint: 1, ..Default::default() };
+    let cluster = cluster(2, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+    let tried = [cluster.endpoints().all()[0].id];
+    let now = Tick::from_nanos(1);
+    let permit = cluster.admit_retry(&tried, now).unwrap();
+    let wanted = Wanted { tried: &tried, ..Wanted::default() };
+    assert!(!cluster.has_another(&wanted, now), "another retry has the place");
+    assert!(cluster.has_another(&wanted.of_retry(Some(&permit)), now));
+}
+
+/// Of two the breaker of one is open. As many retries are let through to their back-off as the other takes.
+#[test]
+fn no_retry_has_its_place_where_the_breaker_is_open() {
+    let limits = v1::Limits { max_retries_per_endpoint: 1, ..Default::default() };
+    for tripped in [0, 1] {
+        let cluster = breaking_within(2, 1, Some(limits));
+        let (mut caller, now) = (Caller::new(&cluster), Tick::from_nanos(1));
+        caller.trip(ids(&cluster)[tripped], now);
+        let first = cluster.admit_retry(&[], now).unwrap();
+        assert_eq!(first.place(), Some(ids(&cluster)[1 - tripped]));
+        assert_eq!(
+            cluster.admit_retry(&[], now).unwrap_err(),
+            Cause::MaxRetries,
+            "what was answered is kept"
+        );
+        let wanted = Wanted::default().of_retry(Some(&first));
+        assert!(cluster.call(now, &mut caller.rng, &wanted, &mut NoReasons).is_ok());
+        drop(first);
+        caller.trip(ids(&cluster)[1 - tripped], now);
+        assert!(cluster.admit_retry(&[], now).is_ok(), "no limit is what stands in its way");
+    }
 }

@@ -1,9 +1,15 @@
+use std::time::Duration;
+
 use meshwork_base::SeededRng;
 use meshwork_messages::v1;
 
 use super::*;
 use crate::Snapshot;
+use crate::balance;
 use crate::builder::SnapshotBuilder;
+use crate::load::Answer;
+use crate::outlier::{AttemptOutcome, Trial};
+use crate::reasons::{NoReasons, Reason, Reasons};
 use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
 
 const ALGORITHMS: [Algorithm; 6] = [
@@ -91,5 +97,46 @@ fn in_panic_an_endpoint_on_trial_serves_like_any_other() {
         let wanted = Wanted { session: Some(tried.id), ..Wanted::default() };
         let picked = cluster.choose(now, &mut rng, &wanted, &mut Turns(0)).expect("somebody");
         assert_eq!(picked.endpoint.id, tried.id, "{algorithm:?}: a session stays where it is");
+    }
+}
+
+/// Which of two were called, for what leads to either.
+fn called(cluster: &Cluster, now: Tick) -> [usize; 2] {
+    let set = cluster.endpoints();
+    let mut rng = SeededRng::new(11);
+    let picked: Vec<_> = (0..64_u64)
+        .map(|n| {
+            let wanted = Wanted { hash: Some(balance::stir(n)), ..Wanted::default() };
+            cluster.pick_explained(now, &mut rng, &wanted, &mut NoReasons).expect("somebody").id
+        })
+        .collect();
+    [0, 1].map(|at: usize| picked.iter().filter(|id| **id == set.all()[at].id).count())
+}
+
+#[test]
+fn who_asks_to_be_left_alone_is_while_another_is_there_unless_a_hash_leads_to_it() {
+    let at = |seconds| Tick::ZERO.after(Duration::from_secs(seconds));
+    for algorithm in ALGORITHMS {
+        let cluster = easily_in_panic(algorithm);
+        let set = cluster.endpoints();
+        let [one, other] = set.pickable() else { panic!("two endpoints") };
+        let answer = Answer::new(AttemptOutcome::Overloaded, Duration::from_millis(1));
+        let asks = Answer { status: 429, push_back: Some(Duration::from_secs(60)), ..answer };
+        cluster.record(one, &asks, at(1));
+        let [of_one, of_other] = called(&cluster, at(60));
+        assert_eq!(of_one > 0, algorithm.shape().is_some(), "{algorithm:?}");
+        assert!(of_other > 0, "{algorithm:?}");
+        // Nobody would be left: they are called as if nobody had asked.
+        cluster.record(other, &asks, at(2));
+        assert!(called(&cluster, at(60)).iter().all(|calls| *calls > 0), "{algorithm:?}");
+        // Nor is one that has failed the request another.
+        let cluster = easily_in_panic(algorithm);
+        let set = cluster.endpoints();
+        let [one, other] = set.pickable() else { panic!("two endpoints") };
+        cluster.record(one, &asks, at(1));
+        let tried = Wanted { tried: &[other.id], hash: Some(7), ..Wanted::default() };
+        let picked = cluster.pick_explained(at(2), &mut SeededRng::new(1), &tried, &mut NoReasons);
+        assert_eq!(picked.expect("somebody").id, one.id, "{algorithm:?}");
+        assert!(called(&cluster, at(62))[0] > 0, "{algorithm:?}: its time is over");
     }
 }

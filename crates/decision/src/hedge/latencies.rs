@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use meshwork_base::Tick;
 
+use crate::invariants;
 use crate::sizes::{SIZES, longest, size};
 
 /// Two of these are looked at: the present one, and the one before.
@@ -13,7 +14,9 @@ const PERIOD: Duration = Duration::from_secs(5);
 const COUNT: u64 = (1 << 40) - 1;
 const PERIOD_SHIFT: u32 = 40;
 /// At least so many answers must be known.
-const ENOUGH: u64 = 20;
+pub(crate) const ENOUGH: u64 = 20;
+/// At least so many of them beyond a percentile.
+pub(crate) const BEYOND: u64 = 2;
 /// How long a percentile that was worked out is good for.
 const REMEMBERED: Duration = Duration::from_millis(50);
 
@@ -37,8 +40,7 @@ impl Default for Latencies {
 
 impl Latencies {
     fn period(now: Tick) -> u64 {
-        // From 1, so that a word of zeros belongs to none.
-        (now.as_nanos() / PERIOD.as_nanos() as u64 + 1) & 0xff_ffff
+        (now.as_nanos() / PERIOD.as_nanos() as u64) & 0xff_ffff
     }
 
     /// An answer took so long.
@@ -64,29 +66,40 @@ impl Latencies {
             return Some(longest(usize::try_from(last & 0xffff_ffff).expect("a size")));
         }
         // That too little is known may change with the next answer: it is not remembered.
-        let size = self.find(percent, now)?;
+        let size = Self::find(&self.counts(now), percent)?;
         self.last.store(asked | size as u64, Ordering::Relaxed);
         Some(longest(size))
     }
 
-    fn find(&self, percent: u32, now: Tick) -> Option<usize> {
+    /// What must hold whenever nobody is at it.
+    pub(super) fn holds(&self, percent: u32, now: Tick) -> Result<(), String> {
+        let counts = self.counts(now);
+        invariants::latencies(&counts, percent, Self::find(&counts, percent))
+    }
+
+    /// How many answers of late were of each size.
+    fn counts(&self, now: Tick) -> [u64; SIZES] {
         let period = Self::period(now);
         let count = |at: usize| -> u64 {
             let words = self.periods.iter().map(|counts| counts[at].load(Ordering::Relaxed));
-            let of_late = words.filter(|word| *word != 0 && period.wrapping_sub(word >> PERIOD_SHIFT) <= 1);
+            let of_late = words.filter(|word| period.wrapping_sub(word >> PERIOD_SHIFT) <= 1);
             of_late.map(|word| word & COUNT).sum()
         };
-        let counts: [u64; SIZES] = array::from_fn(count);
+        array::from_fn(count)
+    }
+
+    fn find(counts: &[u64; SIZES], percent: u32) -> Option<usize> {
         let all: u64 = counts.iter().sum();
-        if all < ENOUGH.max(200 / u64::from(100 - percent)) {
-            return None;
-        }
+        let is_enough = all >= ENOUGH.max((100 * BEYOND).div_ceil(u64::from(100 - percent)));
         let wanted = (all * u64::from(percent)).div_ceil(100);
         let mut so_far = 0;
-        counts.iter().position(|count| {
+        let reaches = |count: &u64| {
             so_far += count;
             so_far >= wanted
-        })
+        };
+        let found = is_enough.then(|| counts.iter().position(reaches)).flatten();
+        debug_assert_eq!(invariants::latencies(counts, percent, found), Ok(()));
+        found
     }
 }
 
@@ -105,7 +118,7 @@ mod tests {
         let latencies = Latencies::default();
         for taken in 1..40 {
             latencies.add(Duration::from_millis(taken), at(taken));
-            let known = Latencies::find(&latencies, 95, at(taken)).is_some();
+            let known = Latencies::find(&latencies.counts(at(taken)), 95).is_some();
             assert_eq!(known, taken >= 40, "{taken}");
         }
         let early = Latencies::default();
@@ -115,6 +128,24 @@ mod tests {
         early.add(Duration::from_millis(1), at(0));
         assert!(early.percentile(50, at(0)).is_some(), "twenty are enough for the median, at once");
         assert_eq!(latencies.percentile(99, at(39)), None);
+    }
+
+    #[test]
+    fn two_answers_are_known_beyond_a_percentile_before_it_is_told() {
+        for (percent, enough) in
+            [(50, 20), (90, 20), (91, 23), (93, 29), (94, 34), (95, 40), (97, 67), (99, 200)]
+        {
+            let latencies = Latencies::default();
+            for number in 1..=enough {
+                assert_eq!(
+                    latencies.percentile(percent, at(0)),
+                    None,
+                    "{percent}: the {number}th is to come"
+                );
+                latencies.add(Duration::from_millis(number), at(0));
+            }
+            assert!(latencies.percentile(percent, at(0)).is_some(), "{percent}: {enough} are enough");
+        }
     }
 
     #[test]
@@ -164,6 +195,28 @@ mod tests {
             prop_assert!(found > exact, "{found:?} of {exact:?}");
             prop_assert!(found <= exact.mul_f64(1.125) + Duration::from_micros(1), "{found:?} of {exact:?}");
             prop_assert_eq!(latencies.percentile(percent, at(3)), Some(found), "remembered or not");
+        }
+
+        /// Answers come whenever they come: what is told of those of late is their percentile, and not before two are beyond it.
+        #[test]
+        fn a_percentile_is_told_when_two_are_beyond_it(
+            steps in prop::collection::vec((0u64..3_000, 1u64..200_000, 1u64..30), 1..60),
+            percent in 50u32..100,
+        ) {
+            let latencies = Latencies::default();
+            let (mut now, mut told) = (0, Vec::new());
+            for (pause, took, times) in steps {
+                now += pause;
+                (0..times).for_each(|_| latencies.add(Duration::from_millis(took), at(now)));
+                told.push((now, times));
+                prop_assert_eq!(latencies.holds(percent, at(now)), Ok(()));
+                let period = |at: u64| at / 5_000;
+                let of_late = told.iter().filter(|(then, _)| period(*then) + 1 >= period(now));
+                let all: u64 = of_late.map(|(_, times)| times).sum();
+                let beyond = all * (100 - u64::from(percent)) / 100;
+                let known = Latencies::find(&latencies.counts(at(now)), percent).is_some();
+                prop_assert_eq!(known, all >= 20 && beyond >= 2, "{} answers, {} beyond", all, beyond);
+            }
         }
     }
 }

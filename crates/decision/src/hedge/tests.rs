@@ -192,6 +192,14 @@ fn it_is_no_trial_of_a_breaker() {
 }
 
 #[test]
+fn the_breaker_of_its_endpoint_hears_how_a_hedge_ends() {
+    let cluster = with(cluster(2), |cluster| cluster.endpoint_breaker = Some(BRITTLE));
+    let hedged = admit(&begin(&FIXED, &cluster, &GET).unwrap(), &GET).unwrap();
+    fails(hedged.ticket);
+    assert_eq!(admitted(&cluster, &GET), Err(NoHedge::NoOther), "it is open");
+}
+
+#[test]
 fn what_is_refused_has_changed_no_breaker() {
     let observes = CircuitBreaker { mode: BreakerMode::Observe, ..BRITTLE };
     let cluster = with(cluster(2), |cluster| cluster.circuit_breaker = Some(observes));
@@ -392,11 +400,16 @@ proptest! {
         second_first in any::<bool>(),
         first_good in any::<bool>(),
         second_good in any::<bool>(),
+        renounces in any::<bool>(),
     ) {
         let mut race = Race::default();
         if begins {
             race.begin();
         }
+        if renounces {
+            race.renounce();
+        }
+        prop_assert_eq!((race.may_begin(), race.both_run()), (!begins && !renounces, begins));
         let reply = |good| if good { Reply::Good } else { Reply::Bad };
         let mut ends = vec![(Leg::First, reply(first_good))];
         if begins {
@@ -404,7 +417,9 @@ proptest! {
         }
         let mut winner = None;
         for (leg, reply) in ends.clone() {
-            if let Verdict::Wins(leg) = race.ended(leg, reply) {
+            let verdict = race.ended(leg, reply);
+            prop_assert_eq!(invariants::race(race, (leg, reply), verdict), Ok(()));
+            if let Verdict::Wins(leg) = verdict {
                 winner = Some(leg);
                 break;
             }

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::Family;
+use crate::invariants;
 
 /// Few families meet at one lock, whose holders do next to nothing.
 const SHARDS: usize = 64;
@@ -73,8 +74,10 @@ impl InHand {
 
     pub(super) fn left(&self, family: Family, said: Duration, now: Tick) -> Option<Duration> {
         let shard = self.shard(family).lock();
-        let perhaps = shard.get(&family)?.iter().filter(|one| one.told == said);
-        perhaps.map(|one| one.end.since(now)).max()
+        let all = shard.get(&family)?;
+        let left = all.iter().filter(|one| one.told == said).map(|one| one.end.since(now)).max();
+        debug_assert_eq!(invariants::in_hand(all, said, left, now), Ok(()));
+        left
     }
 
     #[cfg(test)]
@@ -85,6 +88,10 @@ impl InHand {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn ms(millis: u64) -> Duration {
@@ -152,5 +159,34 @@ mod tests {
         assert_eq!(in_hand.families(), 0);
         let room: usize = in_hand.0.iter().map(|shard| shard.lock().capacity()).sum();
         assert!(room <= 4 * KEPT * SHARDS, "nor does the memory of a crowd: {room}");
+    }
+
+    proptest! {
+        /// Whatever begins and ends: what is left is what somebody in hand has who was told so, and of those the most.
+        #[test]
+        fn nobody_s_time_is_another_one_s(
+            steps in prop::collection::vec((0u64..400, 0u64..3, 1u64..4, any::<usize>(), 0u8..3), 1..60),
+        ) {
+            let in_hand = InHand::default();
+            let mut now = 0;
+            let mut begun: Vec<(u64, Allotted)> = Vec::new();
+            for (later, family, has, which, step) in steps {
+                now += later;
+                if step > 0 {
+                    begun.push((family, coming(now, has * 500)));
+                    in_hand.begin(Family::of(family), coming(now, has * 500));
+                } else if !begun.is_empty() {
+                    let (family, gone) = begun.swap_remove(which % begun.len());
+                    in_hand.end(Family::of(family), gone);
+                }
+                for (family, said) in (0..3).flat_map(|family| [500, 1_000, 1_500, 501].map(|said| (family, ms(said)))) {
+                    let all: Vec<_> = begun.iter().filter(|(of, _)| *of == family).map(|(_, one)| *one).collect();
+                    let left = in_hand.left(Family::of(family), said, at(now));
+                    prop_assert_eq!(invariants::in_hand(&all, said, left, at(now)), Ok(()));
+                }
+                let families: HashSet<u64> = begun.iter().map(|(family, _)| *family).collect();
+                prop_assert_eq!(in_hand.families(), families.len(), "who is done with has no entry");
+            }
+        }
     }
 }

@@ -48,7 +48,8 @@ impl Room {
 
     fn join(&self, number: u64, call: Call) {
         let mut line = self.line.lock();
-        line.waiting.insert(number, call);
+        let before = line.waiting.insert(number, call);
+        debug_assert!(before.is_none(), "whoever waits does so once");
         self.waiting.store(line.waiting.len(), Ordering::Release);
     }
 

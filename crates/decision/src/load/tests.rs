@@ -246,6 +246,40 @@ fn another_instance_begins_anew() {
     assert!(!load.is_resting(at(1)) && !load.has_failed() && load.ln_latency(at(1)).is_none());
 }
 
+/// So many times it loses by its latency to one that takes ten milliseconds, after an answer so long ago: how often it is asked.
+fn losses(looks: &Looks, times: u32, age: Duration, now: u64) -> usize {
+    (0..times).filter(|_| looks.begins(sample(MS(10)), age, at(now))).count()
+}
+
+#[test]
+fn while_a_look_takes_long_it_is_let_alone_if_it_was_heard_of_meanwhile() {
+    let looks = Looks::default();
+    assert_eq!(losses(&looks, 200, MS(5_000), 5_000), 1);
+    assert_eq!(losses(&looks, 300, MS(2_999), 10_000), 0, "one that was given up said something");
+    assert_eq!(losses(&looks, 1, MS(3_000), 10_001), 1);
+}
+
+#[test]
+fn who_has_recovered_and_is_slow_again_has_its_luck_to_show_again() {
+    let looks = Looks::default();
+    losses(&looks, 200, MS(5_000), 5_000);
+    for found in [Found::Luck, Found::Luck, Found::Recovered(sample(MS(10)))] {
+        assert_eq!(looks.answered(sample(MS(11))), found);
+        losses(&looks, if found == Found::Luck { 10 } else { 0 }, MS(1), 6_000);
+    }
+    assert_eq!(losses(&looks, 199, MS(5_000), 20_000), 0, "as before it had recovered");
+    assert_eq!(losses(&looks, 1, MS(5_000), 20_000), 1);
+}
+
+#[test]
+fn what_is_given_up_while_nobody_looks_ends_no_luck() {
+    let looks = Looks::default();
+    losses(&looks, 200, MS(5_000), 5_000);
+    assert_eq!(looks.answered(sample(MS(11))), Found::Luck);
+    looks.outlasted(sample(MS(3_000)));
+    assert_eq!(losses(&looks, 10, MS(1), 6_000), 1, "it was sent before that");
+}
+
 #[test]
 fn another_instance_was_not_passed_over() {
     let slow = Slow::new();
@@ -337,6 +371,55 @@ proptest! {
             }
             heard = if what == 1 { heard } else { now };
             luck += u32::from(under_way.take().is_some() && what > 1);
+        }
+    }
+}
+
+#[test]
+fn who_was_forgotten_and_is_given_up_on_is_remembered_as_far_as_that_took() {
+    let load = Load::default();
+    load.record(&answered(3_000), at(0));
+    let known = |now| {
+        let known = load.latency(now).expect("it has answered");
+        (known.then.exp() / 1e6, known.now.exp() / 1e6)
+    };
+    let is = |(then, now): (f32, f32), expected: (f32, f32)| {
+        assert!(
+            (then - expected.0).abs() < 1.0 && (now - expected.1).abs() < 1.0,
+            "{then} {now}, {expected:?}"
+        );
+    };
+    is(known(at(30_000)), (3_000.0, 149.4));
+    load.outlasted(MS(140), at(30_000));
+    is(known(at(30_000)), (3_000.0, 149.4));
+    load.outlasted(MS(400), at(30_000));
+    is(known(at(30_000)), (3_000.0, 400.0));
+    is(known(at(40_000)), (3_000.0, 147.2));
+    load.outlasted(MS(3_000), at(40_000));
+    is(known(at(40_000)), (3_000.0, 3_000.0));
+}
+
+proptest! {
+    /// Whatever was known, whenever, and however long it was waited for.
+    #[test]
+    fn nobody_is_quicker_for_being_given_up_on(
+        steps in prop::collection::vec((0u64..200_000, 1u64..10_000, any::<bool>()), 1..40),
+    ) {
+        let load = Load::default();
+        let mut now = 1;
+        for (pause, millis, is_given_up) in steps {
+            now += pause;
+            let before = load.latency(at(now));
+            if !is_given_up {
+                load.record(&answered(millis), at(now));
+                continue;
+            }
+            load.outlasted(MS(millis), at(now));
+            let after = load.latency(at(now)).expect("it is known to take longer");
+            if let Some(before) = before {
+                prop_assert!(after.then >= before.then && after.now >= before.now - 1e-3, "{before:?} {after:?}");
+                prop_assert!(after.now >= sample(MS(millis)).min(before.then) - 1e-3, "{millis} ms: {after:?}");
+            }
         }
     }
 }

@@ -9,8 +9,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use meshwork_base::{Rng, Tick};
@@ -45,6 +45,8 @@ struct State {
     limiter: Limiter<Call>,
     /// By which the last one was asked.
     config: Option<Arc<Overload>>,
+    /// What another one has taken the place of, as long as somebody may come by it: by the snapshot before, or after a delay.
+    replaced: Vec<Weak<Overload>>,
     /// When something happened, the last time.
     now: Tick,
     /// The places that are taken, each with when it may be given up.
@@ -58,11 +60,27 @@ struct State {
 type Place = (Tick, u64);
 
 impl State {
-    /// From now on what this policy says.
+    /// From now on what this policy says, unless that is over.
     fn follow(&mut self, config: &Arc<Overload>) {
-        if !self.config.as_ref().is_some_and(|known| Arc::ptr_eq(known, config)) {
+        let is = |known: &Arc<Overload>| Arc::ptr_eq(known, config);
+        let is_over = || self.replaced.iter().any(|old| std::ptr::eq(old.as_ptr(), Arc::as_ptr(config)));
+        if !self.config.as_ref().is_some_and(is) && !is_over() {
             self.config = Some(Arc::clone(config));
         }
+    }
+
+    /// From now on what this policy says, and never again what the one before did, whoever comes by that.
+    fn replace(&mut self, config: &Arc<Overload>) {
+        let before = self.config.replace(Arc::clone(config));
+        self.replaced.extend(before.as_ref().map(Arc::downgrade));
+        drop(before);
+        self.replaced
+            .retain(|old| old.strong_count() > 0 && !std::ptr::eq(old.as_ptr(), Arc::as_ptr(config)));
+    }
+
+    /// What counts, and what it says, after somebody has come.
+    fn limiter(&mut self) -> (&mut Limiter<Call>, &Overload) {
+        (&mut self.limiter, self.config.as_deref().expect("who comes has a policy"))
     }
 
     /// A place for what begins now.
@@ -150,7 +168,8 @@ impl Gate {
         let who = || -> Call { Box::new(call()) };
         self.with(now, |state, called| {
             state.follow(config);
-            match state.limiter.enter(config, priority, now, who, called) {
+            let (limiter, config) = state.limiter();
+            match limiter.enter(config, priority, now, who, called) {
                 Entry::Passed => Ok(Entered::Passed(self.pass(state.place(now), now, false))),
                 Entry::Waits(ticket) => {
                     Ok(Entered::Waits(Waiting { gate: Some(Arc::clone(self)), ticket, priority }))
@@ -172,7 +191,8 @@ impl Gate {
     ) -> Result<Pass, Shed> {
         self.with(now, |state, called| {
             state.follow(config);
-            match state.limiter.enter_at_once(config, priority, now, called) {
+            let (limiter, config) = state.limiter();
+            match limiter.enter_at_once(config, priority, now, called) {
                 true => Ok(self.pass(state.place(now), now, false)),
                 false => Err(Shed::Concurrency),
             }
@@ -183,10 +203,13 @@ impl Gate {
     pub(crate) fn is_under(self: &Arc<Self>, config: Option<&Arc<Overload>>) {
         let now = self.state.lock().now;
         self.with(now, |state, called| {
-            let Some(known) = state.config.as_ref().filter(|known| config != Some(*known)) else { return };
+            let Some(known) = &state.config else { return };
+            let is_same = config == Some(known);
             let config = config.cloned().unwrap_or_else(|| Arc::new(known.without_limit()));
-            state.follow(&config);
-            state.limiter.goes_by(&config, now, called);
+            state.replace(&config);
+            if !is_same {
+                state.limiter.goes_by(&config, now, called);
+            }
         });
     }
 

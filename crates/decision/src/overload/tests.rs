@@ -534,10 +534,28 @@ fn whoever_waits_hears_of_another_policy_though_nobody_comes() {
     let rest = called();
     assert!(rest.len() == 2 && rest.iter().all(Result::is_ok), "nothing is held back: {rest:?}");
     drop((first, two));
-    let again = gate.enter_at_once(&one, Priority::Default, at(2));
-    assert_eq!(again.err(), Some(Shed::Concurrency), "a policy that comes later counts those");
+    let again = Arc::new(fixed(1, QUEUE));
+    let comes = gate.enter_at_once(&again, Priority::Default, at(2));
+    assert_eq!(comes.err(), Some(Shed::Concurrency), "a policy that comes later counts those");
     drop(rest);
-    assert!(gate.enter_at_once(&one, Priority::Default, at(3)).is_ok());
+    assert!(gate.enter_at_once(&again, Priority::Default, at(3)).is_ok());
+}
+
+#[test]
+fn who_comes_late_by_a_policy_that_another_one_or_none_has_replaced_does_not_bring_it_back() {
+    let gate = Arc::new(Gate::default());
+    let [one, three] = [1, 3].map(|limit| Arc::new(fixed(limit, QUEUE)));
+    let comes = |by: &Arc<Overload>, now| gate.enter_at_once(by, Priority::Default, at(now));
+    let _first = comes(&one, 0).expect("there is room");
+    gate.is_under(Some(&three));
+    let _second = comes(&one, 1).expect("it holds a view of what was before");
+    gate.is_under(None);
+    let passes: Vec<_> = [&one, &three].into_iter().cycle().take(10).map(|by| comes(by, 2)).collect();
+    assert!(passes.iter().all(Result::is_ok), "nothing is held back: {passes:?}");
+    gate.goes_by(at(3));
+    assert_eq!(gate.view(at(3)).limit, u32::MAX);
+    gate.is_under(Some(&one));
+    assert_eq!(comes(&one, 4).err(), Some(Shed::Concurrency), "it is in force again");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::Bucket;
 
 const PLACES: usize = 256;
 /// Callers are counted anew this often in the limit's time.
-const COUNTS: u32 = 8;
+pub(crate) const COUNTS: u32 = 8;
 
 /// Bytes of an IPv6 address that say which network it is in (RFC 4291 section 2.5.1): a host chooses the others.
 const NETWORK: usize = 8;
@@ -121,7 +121,12 @@ fn place(caller: Caller<'_>) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::invariants;
 
     fn at(address: &str) -> usize {
         place(address.parse::<IpAddr>().unwrap().into())
@@ -153,5 +158,23 @@ mod tests {
         assert_ne!(at("2001:db8:1:2::1"), at("2001:db8:1:3::1"));
         assert_eq!(at("::ffff:192.0.2.1"), at("192.0.2.1"), "one caller, however its address is written");
         assert_ne!(at("192.0.2.1"), at("192.0.2.2"));
+    }
+
+    proptest! {
+        /// Whoever asks, and when: the limit is divided by those who asked of late.
+        #[test]
+        fn as_many_have_a_part_as_asked_of_late(steps in prop::collection::vec((0u64..400, 0u8..6), 1..200)) {
+            let (callers, per) = (Callers::default(), Duration::from_secs(1));
+            let (mut now, mut asked) = (Duration::ZERO, HashMap::new());
+            for (pause, who) in steps {
+                now += Duration::from_millis(pause);
+                let name = who.to_string();
+                let caller = Caller::Name(&name);
+                let (_, told) = callers.of(caller, per, nanos(now));
+                asked.insert(place(caller), now);
+                let ages: Vec<_> = asked.values().map(|then| now - *then).collect();
+                prop_assert_eq!(invariants::asking(&ages, per, told), Ok(()));
+            }
+        }
     }
 }

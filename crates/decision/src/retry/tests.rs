@@ -600,6 +600,10 @@ fn a_push_back_delays_the_retry_and_a_refusal_ends_it() {
     let back_off = after(None, None).unwrap();
     assert!(back_off > Duration::ZERO);
     assert_eq!(told(second, None), Ok(Duration::from_secs(1) + back_off), "the back-off begins after it");
+    let of_itself = PushBack::Spare(Duration::from_secs(1));
+    assert_eq!(told(of_itself, None), Ok(back_off), "it is waited for while there is no other");
+    assert_eq!(told(of_itself, Some(1000)), Err(StopReason::PushBack));
+    assert_eq!(told(of_itself, Some(1001)), Err(StopReason::Deadline), "the back-off is what is too long");
     assert_eq!(told(PushBack::Never, None), Err(StopReason::PushBack));
     assert_eq!(told(second, Some(1000)), Err(StopReason::PushBack), "its answer is better than a time-out");
     assert!(told(second, Some(1026)).is_ok());

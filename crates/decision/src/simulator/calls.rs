@@ -10,6 +10,8 @@ use crate::cause::Cause;
 use crate::cluster::{Cluster, Wanted};
 use crate::endpoint::Endpoint;
 use crate::hedge::Hedged;
+use crate::invariants;
+use crate::limits::Limited;
 use crate::load::Answer;
 use crate::outlier::{AttemptOutcome, Picked};
 use crate::reasons::NoReasons;
@@ -147,6 +149,34 @@ pub(super) fn check_ejection(cluster: &Cluster, picked: &Picked, now: Tick) -> R
     };
     if cluster.endpoints().pickable().iter().any(|other| !other.is_ejected(now) && !refuses(other)) {
         return Err(format!("{} is ejected and was picked at {now:?}", picked.address()));
+    }
+    Ok(())
+}
+
+/// What must hold of what is known of answers, now that there is one more.
+///
+/// # Errors
+/// What does not.
+pub(super) fn check_fastest(cluster: &Cluster, answer: &Answer, now: Tick) -> Result<(), String> {
+    match answer.outcome {
+        AttemptOutcome::Success => invariants::fastest(cluster.fastest(now), answer.took),
+        AttemptOutcome::Overloaded | AttemptOutcome::Failure => Ok(()),
+    }
+}
+
+/// Nothing is counted where nothing is under way.
+///
+/// # Errors
+/// What is.
+pub(super) fn check_nothing_left(cluster: &Cluster) -> Result<(), String> {
+    for what in Limited::ALL {
+        invariants::limit(cluster.limits.in_force(what), cluster.in_use(what), 0)?;
+    }
+    for endpoint in cluster.endpoints().all() {
+        let of_each = cluster.limits.max_retries_per_endpoint;
+        invariants::limit(of_each, endpoint.stats.retries(), 0)
+            .and_then(|()| invariants::limit(None, endpoint.stats.in_flight(), 0))
+            .map_err(|why| format!("{}: {why}", endpoint.address()))?;
     }
     Ok(())
 }

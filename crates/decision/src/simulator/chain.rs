@@ -13,7 +13,8 @@ use meshwork_base::{SeededRng, Tick};
 use super::client::Client;
 use super::scenario::{Arrivals, Instance, Policies, Scenario, Spread};
 use crate::endpoint::Endpoint;
-use crate::kinship::{Family, Kin, Kinship};
+use crate::invariants;
+use crate::kinship::{Family, Kin, Kinship, Told};
 use crate::limits::Permit;
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
@@ -47,6 +48,8 @@ pub struct Reached {
     pub incoming: u64,
     /// Requests at each service.
     pub at: Vec<u64>,
+    /// The first thing that did not hold.
+    pub broken: Option<String>,
 }
 
 impl Reached {
@@ -69,14 +72,14 @@ fn run_calls(chain: &Chain, callers: Vec<Client>, seed: u64) -> Reached {
         chain,
         policy: Arc::new(chain.retry.clone()),
         callers,
-        kin: (0..chain.depth).map(|_| Kinship::default()).collect(),
+        kin: (0..chain.depth).map(|_| Remembered::default()).collect(),
         chance: SeededRng::new(seed),
         ids: 0,
         calls: Vec::new(),
         events: BinaryHeap::new(),
         planned: 0,
         now: Tick::ZERO,
-        reached: Reached { incoming: 0, at: vec![0; chain.depth] },
+        reached: Reached { incoming: 0, at: vec![0; chain.depth], broken: None },
     };
     let gap = Duration::from_secs(1) / u32::try_from(chain.per_second).expect("a rate below 2^32");
     let mut arrives = Tick::ZERO;
@@ -123,13 +126,41 @@ impl Call {
     }
 }
 
+/// What a proxy remembers, and all that it was told.
+#[derive(Default)]
+struct Remembered {
+    known: Kinship,
+    told: Told,
+}
+
+impl Remembered {
+    fn remember(&mut self, family: Family, what: Kin, now: Tick) {
+        self.known.remember(family, what, now);
+        self.told.remember(family, what, now);
+    }
+
+    fn forget(&mut self, family: Family, what: Kin) {
+        self.known.forget(family, what);
+        self.told.forget(family, what);
+    }
+
+    /// Whether that is remembered of a family; and what must hold of it.
+    fn knows(&self, family: Family, what: Kin, now: Tick, broken: &mut Option<String>) -> bool {
+        let knows = self.known.knows(family, what, now);
+        if let Err(why) = invariants::kinship(knows, self.told.ago(family, what, now)) {
+            broken.get_or_insert(why);
+        }
+        knows
+    }
+}
+
 struct Run<'c> {
     chain: &'c Chain,
     policy: Arc<RetryPolicy>,
     /// The proxy that calls each service.
     callers: Vec<Client>,
     /// What the proxy beside each service remembers.
-    kin: Vec<Kinship>,
+    kin: Vec<Remembered>,
     chance: SeededRng,
     ids: u64,
     calls: Vec<Call>,
@@ -189,7 +220,8 @@ impl Run<'_> {
         }
         let own = if self.chain.traced { id } else { self.new_id() };
         let mut next = Call::new(Some(call), service + 1, own, well, self.retry(service + 1));
-        next.nested = self.kin[service].knows(Family::of(own), Kin::Retried, self.now);
+        let (kin, broken) = (&self.kin[service], &mut self.reached.broken);
+        next.nested = kin.knows(Family::of(own), Kin::Retried, self.now, broken);
         self.begin(next);
     }
 
@@ -229,13 +261,13 @@ impl Run<'_> {
                 let (id, parent) = (Family::of(call.id), call.parent);
                 let Some(parent) = parent else { return };
                 let before = &self.calls[parent];
-                let (kin, of_parent) = (&self.kin[before.service], Family::of(before.id));
+                let (kin, of_parent) = (&mut self.kin[before.service], Family::of(before.id));
                 if stop.is_for_good() {
                     kin.remember(id, Kin::Failed, self.now);
                 }
                 kin.forget(of_parent, Kin::Retried);
-                let says = kin.knows(of_parent, Kin::Failed, self.now).then_some(PushBack::Never);
-                self.failed(parent, says);
+                let fails = kin.knows(of_parent, Kin::Failed, self.now, &mut self.reached.broken);
+                self.failed(parent, fails.then_some(PushBack::Never));
             }
         }
     }
@@ -284,6 +316,7 @@ mod tests {
             for seed in 0..5 {
                 let reached = run_chain(&chain(depth, true), seed);
                 let last = *reached.at.last().unwrap();
+                assert_eq!(reached.broken, None, "depth {depth}, seed {seed}");
                 assert!(100 * last <= 103 * reached.incoming, "depth {depth}, seed {seed}: {reached:?}");
                 assert!(100 * last >= 102 * reached.incoming, "some are tried: {depth}, {reached:?}");
                 let before = &reached.at[..depth - 1];

@@ -8,7 +8,7 @@ use meshwork_base::{Rng, SeededRng, Tick};
 use super::calls::{self, Caller, Tickets};
 use super::client::{Client, instance_of};
 use super::events::{Events, Row};
-use super::hedged::Hedging;
+use super::hedged::{End, Hedging};
 use super::report::{Answered, Report};
 use super::scenario::{Scenario, Spread, exponential};
 use super::server::{Gate, Moves, Server, Taken};
@@ -473,6 +473,9 @@ impl<'s> Engine<'s> {
         shifts.extend(tried);
         std::mem::take(&mut attempt.tickets).ended(&answer, self.now, &mut self.chance);
         self.check_ejections(&cluster, &attempt.endpoint, &shifts);
+        if let Err(why) = calls::check_fastest(&cluster, &answer, self.now) {
+            self.report.broken(|| why);
+        }
         let failure = match heard {
             Heard::Ok => None,
             Heard::Status503 | Heard::Shed => Some(AttemptFailure::Status(503)),
@@ -482,17 +485,7 @@ impl<'s> Engine<'s> {
         };
         let (id, endpoint, leg, began) = (attempt.request, attempt.endpoint.id, attempt.leg, attempt.began);
         drop(attempt);
-        let outcome = match &mut self.requests.get_mut(id).hedging {
-            None => Some(failure.map(|failure| (failure, endpoint))),
-            Some(hedging) => {
-                let outcome = hedging.ended(leg, failure.map(|failure| (failure, endpoint)));
-                if leg == Leg::First && failure.is_none() {
-                    hedging.hedge.first_took(self.now.since(began), self.now);
-                }
-                outcome
-            }
-        };
-        match outcome {
+        match self.outcome(id, (leg, began), failure.map(|failure| (failure, endpoint))) {
             // The other one is waited for.
             None => {}
             Some(None) => {
@@ -501,6 +494,23 @@ impl<'s> Engine<'s> {
                 self.ended(id, true);
             }
             Some(Some((failure, endpoint))) => self.failed(id, endpoint, failure),
+        }
+    }
+
+    /// What becomes of a request by the end of an attempt, or nothing yet; and what must hold of its race and of what hedges go by.
+    fn outcome(&mut self, id: usize, (leg, began): (Leg, Tick), end: End) -> Option<End> {
+        let Some(hedging) = &mut self.requests.get_mut(id).hedging else { return Some(end) };
+        let outcome = hedging.ended(leg, end);
+        if leg == Leg::First && end.is_none() {
+            hedging.hedge.first_took(self.now.since(began), self.now);
+        }
+        let held = hedging.hedge.holds(self.now);
+        match outcome.and_then(|outcome| held.map(|()| outcome)) {
+            Ok(outcome) => outcome,
+            Err(why) => {
+                self.report.broken(|| why);
+                Some(end)
+            }
         }
     }
 
@@ -606,9 +616,8 @@ impl<'s> Engine<'s> {
             self.report.broken(|| why);
         }
         for client in &self.clients {
-            for endpoint in client.cluster.endpoints().all().iter().filter(|e| e.stats.in_flight() != 0) {
-                let left = endpoint.stats.in_flight();
-                self.report.broken(|| format!("{left} requests to {} never ended", endpoint.address()));
+            if let Err(why) = calls::check_nothing_left(&client.cluster) {
+                self.report.broken(|| why);
             }
         }
     }

@@ -7,11 +7,12 @@ use meshwork_base::{Rng, Tick};
 use super::engine::AttemptId;
 use crate::cluster::Cluster;
 use crate::hedge::{Hedge, HedgeFacts, HedgePolicy, Hedged, Leg, Race, Reply, Verdict};
+use crate::invariants;
 use crate::reasons::NoReasons;
 use crate::retry::{AttemptFailure, RetryBudget};
 
 /// How an attempt ended: well, or how not, and with which endpoint.
-type End = Option<(AttemptFailure, u64)>;
+pub(super) type End = Option<(AttemptFailure, u64)>;
 
 /// See the module's text.
 pub(super) struct Hedging {
@@ -61,7 +62,10 @@ impl Hedging {
     }
 
     /// An attempt has ended; what became of the request by that, or nothing yet.
-    pub(super) fn ended(&mut self, leg: Leg, end: End) -> Option<End> {
+    ///
+    /// # Errors
+    /// What does not hold.
+    pub(super) fn ended(&mut self, leg: Leg, end: End) -> Result<Option<End>, String> {
         let reply = if end.is_none() { Reply::Good } else { Reply::Bad };
         if leg == Leg::Second {
             self.hedge.second_ended(end.is_none());
@@ -69,11 +73,13 @@ impl Hedging {
         if leg == Leg::First {
             self.first_end = end;
         }
-        match self.race.ended(leg, reply) {
+        let verdict = self.race.ended(leg, reply);
+        invariants::race(self.race, (leg, reply), verdict)?;
+        Ok(match verdict {
             Verdict::Wait => None,
             Verdict::Wins(Leg::First) => Some(self.first_end),
             Verdict::Wins(Leg::Second) => Some(None),
-        }
+        })
     }
 
     /// The attempt that is not this one.

@@ -278,12 +278,22 @@ fn what_an_application_shows_by_another_declaration_is_known_to_what_was_opened_
         let (mut builder, opened) = open();
         build(&mut builder, [serving(&[undeclared, ("shop/late", declared)])]);
         assert!(opened.inbound().unwrap().speaks_http(8080), "{declared:?} of a service that came later");
+        build(&mut builder, [Change::remove::<v1::Workload>("shop/web-1")]);
+        assert!(opened.inbound().unwrap().speaks_http(8080), "nobody has taken it back");
+        build(&mut builder, [serving(&[undeclared])]);
+        assert!(!opened.inbound().unwrap().speaks_http(8080), "{declared:?} is taken back");
 
         let (mut builder, opened) = open();
         build(&mut builder, [serving(&[("shop/web", declared)])]);
         assert!(opened.inbound().unwrap().speaks_http(8080), "{declared:?} of its own service");
         let again = build(&mut builder, [serving(&[undeclared])]);
-        assert!(again.inbound().unwrap().speaks_http(8080));
+        for snapshot in [&again, &opened] {
+            assert!(!snapshot.inbound().unwrap().speaks_http(8080), "{declared:?} is taken back");
+        }
+        build(&mut builder, [serving(&[undeclared, ("shop/late", declared)])]);
+        assert!(!again.inbound().unwrap().ports[0].state.shows_http(), "nobody has to be told once more");
+        let gone = build(&mut builder, [serving(&[undeclared])]);
+        assert!(gone.inbound().unwrap().speaks_http(8080), "it has answered meanwhile");
         let opaque = build(&mut builder, [serving(&[("shop/web", AppProtocol::Tls)])]);
         assert!(!opaque.inbound().unwrap().speaks_http(8080), "it is another application");
     }

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use meshwork_base::Tick;
 
+use crate::invariants;
 use crate::kinship::Family;
 
 const SETS: usize = 2048;
@@ -61,11 +62,13 @@ impl AppCalls {
         let table = self.0.get_or_init(|| Box::new(array::from_fn(|_| Set::default())));
         let took = units(now.since(started));
         Self::change(table, family, now, |old| {
-            let (kept, waited, more) = match old {
-                Some(word) => (word & !(OPEN_ONE - 1), word >> TIME_BITS & TIME, took.min(age(word, now))),
+            let (kept, before, passed) = match old {
+                Some(word) => (word & !(OPEN_ONE - 1), word >> TIME_BITS & TIME, age(word, now)),
                 None => (tag(family), 0, took),
             };
-            kept | (waited + more).min(TIME) << TIME_BITS | moment(now)
+            let waited = (before + took.min(passed)).min(TIME);
+            debug_assert_eq!(invariants::waited(before, passed, waited), Ok(()));
+            kept | waited << TIME_BITS | moment(now)
         });
     }
 
@@ -221,6 +224,41 @@ mod tests {
         assert!(calls.begun(ours, at(1_200)));
         calls.ended(ours, at(1_210), at(1_220));
         assert_eq!(calls.take(ours, at(1_200), at(1_230), true).map(millis), Some(10), "alone again");
+    }
+
+    #[test]
+    fn while_another_request_is_under_way_nothing_is_said_of_one_that_comes_then() {
+        for is_noted in [true, false] {
+            let calls = AppCalls::default();
+            let ours = Family::of("a");
+            calls.ended(Family::of("b"), at(0), at(1));
+            assert!(calls.begun(ours, at(10)));
+            if is_noted {
+                assert!(calls.begun(ours, at(11)));
+            }
+            assert_eq!(calls.take(ours, at(5), at(12), is_noted), None, "one of two has ended");
+            assert!(calls.begun(ours, at(13)));
+            calls.ended(ours, at(14), at(20));
+            assert_eq!(calls.take(ours, at(13), at(30), true), None, "whose call was it? {is_noted}");
+        }
+    }
+
+    #[test]
+    fn what_was_under_way_when_a_request_came_counts_from_then_on() {
+        let calls = AppCalls::default();
+        let ours = Family::of("a");
+        calls.ended(Family::of("b"), at(0), at(1));
+        assert!(calls.begun(ours, at(100)));
+        calls.ended(ours, at(50), at(120));
+        assert_eq!(calls.take(ours, at(100), at(300), true).map(millis), Some(20));
+    }
+
+    #[test]
+    fn a_family_whose_tag_looks_like_an_empty_place_has_its_own() {
+        let calls = AppCalls::default();
+        let ours = (0..).map(Family::of).find(|family| tag(*family) == 0).unwrap();
+        calls.ended(ours, at(10), at(30));
+        assert_eq!(millis(taken(&calls, ours, at(5), at(40))), 20);
     }
 
     /// The application calls somebody who calls it again.

@@ -166,7 +166,7 @@ fn who_is_known_makes_room_when_nobody_calls_it_any_more() {
     full(0);
     usuals.learn(operation("/a"), took(5), at(60), &mut chance(0));
     assert!(!usuals.0.lock().contains_key(&operation("/a")), "all are known and called");
-    usuals.learn(operation("/a"), took(5), at(3 * 3600), &mut chance(0));
+    usuals.learn(operation("/a"), took(5), at(2 * 3600), &mut chance(0));
     assert!(usuals.0.lock().contains_key(&operation("/a")));
     assert_eq!(usuals.0.lock().len(), OPERATIONS);
 }
@@ -194,6 +194,31 @@ fn of_one_that_is_only_just_known_an_hour_loses_nothing() {
 }
 
 #[test]
+fn of_forty_half_counts_when_the_hour_is_over() {
+    let usuals = Usuals::default();
+    let count = |usuals: &Usuals| usuals.0.lock()[&operation("/a")].count;
+    answer(&usuals, 5, 0, 1, 40);
+    answer(&usuals, 5, 3_599, 1, 1);
+    assert_eq!(count(&usuals), 41);
+    let usuals = Usuals::default();
+    answer(&usuals, 5, 0, 1, 40);
+    answer(&usuals, 5, 3_600, 1, 1);
+    assert_eq!(count(&usuals), 21);
+}
+
+#[test]
+fn of_a_crowd_one_answer_in_a_second_or_so_is_learnt() {
+    let usuals = Usuals::default();
+    let mut rng = chance(1);
+    for millis in 0..100_000 {
+        let now = Tick::ZERO.after(Duration::from_millis(millis));
+        usuals.learn(operation("/a"), took(5), now, &mut rng);
+    }
+    let learnt = usuals.0.lock()[&operation("/a")].count - PROMPT;
+    assert!((85..=115).contains(&learnt), "{learnt} in a hundred seconds");
+}
+
+#[test]
 fn behind_the_first_answers_none_is_learnt_before_its_pause_is_over() {
     let usuals = Usuals::default();
     let count = |usuals: &Usuals| usuals.0.lock()[&operation("/a")].count;
@@ -201,6 +226,34 @@ fn behind_the_first_answers_none_is_learnt_before_its_pause_is_over() {
     assert_eq!(count(&usuals), PROMPT);
     answer(&usuals, 5, 2, 1, 5);
     assert_eq!(count(&usuals), PROMPT + 1);
+}
+
+#[test]
+fn of_what_it_took_itself_nothing_is_said_while_few_tell_of_that() {
+    let usuals = Usuals::default();
+    let answers = |own: Option<u64>, times: u32| {
+        let took = Took { whole: Duration::from_millis(50), own: own.map(Duration::from_millis) };
+        (0..times).for_each(|_| usuals.learn(operation("/a"), took, at(0), &mut chance(0)));
+    };
+    answers(None, 20);
+    answers(Some(1), 19);
+    let said = usuals.of(operation("/a")).expect("enough have told what the whole took");
+    assert_eq!(said.own, None, "a single one of those may be any");
+    answers(Some(1), 1);
+    assert!(usuals.of(operation("/a")).unwrap().own.is_some());
+}
+
+#[test]
+fn what_it_took_itself_is_forgotten_where_nobody_tells_of_it_any_more() {
+    let usuals = Usuals::default();
+    answer(&usuals, 5, 0, 60, 1);
+    assert!(usual(&usuals).is_some());
+    for minute in 1..2_000 {
+        let took = Took { whole: Duration::from_millis(5), own: None };
+        usuals.learn(operation("/a"), took, at(minute * MINUTE), &mut chance(minute));
+    }
+    let said = usuals.of(operation("/a")).unwrap();
+    assert_eq!(said.own, None, "what none of those took that still count");
 }
 
 #[test]
@@ -226,5 +279,23 @@ proptest! {
         sorted.sort_unstable();
         let exact = Duration::from_millis(sorted[sorted.len().div_ceil(2) - 1]);
         prop_assert!(found.abs_diff(exact) <= exact / 16 + Duration::from_micros(1), "{found:?} of {exact:?}");
+    }
+    /// Whatever is learnt, when, and whether it tells what it took itself: what is said goes by enough of the answers that count.
+    #[test]
+    fn what_is_usual_goes_by_enough_of_what_counts(
+        steps in prop::collection::vec((0u64..5_000, 0u8..2, 1u64..60_000, any::<bool>(), 1u32..80), 1..25),
+    ) {
+        let usuals = Usuals::default();
+        let (mut now, mut rng) = (0, chance(1));
+        for (pause, which, millis, tells, times) in steps {
+            now += pause;
+            let took = if tells { took(millis) } else { Took { own: None, ..took(millis) } };
+            let of = operation(["/a", "/b"][usize::from(which)]);
+            (0..times).for_each(|second| usuals.learn(of, took, at(now + u64::from(second)), &mut rng));
+            now += u64::from(times);
+            for answers in usuals.0.lock().values() {
+                prop_assert_eq!(answers.holds(), Ok(()));
+            }
+        }
     }
 }

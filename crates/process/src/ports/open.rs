@@ -105,6 +105,9 @@ pub(super) struct Work {
     answered: Option<Instant>,
     /// How many parts of answers are not written yet, though they are out of their bodies.
     lying: usize,
+    /// While some are: when something went last, or the first of them came. Their answers may be under way for as long as they
+    /// lie, and something else beside them for ever.
+    moved: Instant,
     /// The number of the next one.
     next: u64,
     /// Since when it has had none, while it has none; of those that are answered, when something of that went last.
@@ -131,6 +134,7 @@ impl Work {
             under_way: BTreeMap::new(),
             answered: None,
             lying: 0,
+            moved: since,
             next: 0,
             since,
         }))
@@ -147,11 +151,14 @@ impl Work {
 
     /// Something that was written has gone; says whether that matters.
     pub(super) fn has_sent_some(&mut self) -> bool {
-        let matters = self.answered.is_some();
-        if matters {
+        let (is_answered, lies) = (self.answered.is_some(), self.lying > 0);
+        if is_answered {
             self.since = Instant::now();
         }
-        matters
+        if lies {
+            self.moved = Instant::now();
+        }
+        is_answered || lies
     }
 
     /// All that was written has gone; says whether that matters. In HTTP/2 it may be all that the caller takes at present.
@@ -174,15 +181,17 @@ impl Work {
 }
 
 /// Ends when a connection has had no request for too long, or one for too long, whatever else came beside that, or where
-/// nothing of what is answered has been read for too long.
+/// nothing of what is answered, or of what there is of an answer so far, has been read for too long.
 pub(super) async fn given_up(mut work: watch::Receiver<Work>, request: Option<Duration>) {
     loop {
         let until = {
             let work = work.borrow_and_update();
-            match work.state() {
+            let asks = match work.state() {
                 State::Busy(since) => request.map(|request| since + request),
                 State::New(_) | State::Answered(_) | State::Idle(_) => Some(work.since + IDLE),
-            }
+            };
+            let reads = (work.lying > 0).then(|| work.moved + IDLE);
+            asks.into_iter().chain(reads).min()
         };
         let over = async {
             match until {
@@ -220,7 +229,11 @@ impl UnderWay {
     pub(super) fn part(&self, bytes: Bytes) -> Bytes {
         self.work.send_if_modified(|work| {
             work.lying += 1;
-            false
+            let is_first = work.lying == 1;
+            if is_first {
+                work.moved = Instant::now();
+            }
+            is_first
         });
         Bytes::from_owner(Part { bytes, work: Arc::clone(&self.work) })
     }
@@ -252,10 +265,9 @@ impl AsRef<[u8]> for Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // Whoever had it asks for a flush then, which tells.
         self.work.send_if_modified(|work| {
             work.lying -= 1;
-            false
+            work.lying == 0
         });
     }
 }

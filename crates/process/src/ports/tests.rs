@@ -1,10 +1,11 @@
 use std::convert::Infallible;
 use std::future::pending;
 
-use axum::body::Bytes;
+use axum::body::{BodyDataStream, Bytes};
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, put};
 use futures_util::StreamExt as _;
+use hyper::client::conn::http2::SendRequest;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 
@@ -375,18 +376,62 @@ fn streams(answer: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(value[2..].try_into().ok()?))
 }
 
+/// A connection of HTTP/2 whose caller has room for so much of an answer, and of all of them, before it is read.
+async fn http_2(served: &Served, window: u32) -> SendRequest<Body> {
+    let near = TokioIo::new(served.open().await);
+    let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    client.initial_stream_window_size(window).initial_connection_window_size(window.max(65_535));
+    let (requests, connection) = client.handshake(near).await.unwrap();
+    tokio::spawn(connection);
+    requests
+}
+
+async fn begins(requests: &mut SendRequest<Body>, path: &str) -> BodyDataStream {
+    let request = Request::get(format!("http://a{path}")).body(Body::empty()).unwrap();
+    requests.send_request(request).await.unwrap().map(Body::new).into_body().into_data_stream()
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_http_2_an_answer_of_which_nothing_is_read_is_given_up_whatever_is_under_way() {
+    for (path, beside) in [("/quick", None), ("/large", None), ("/large", Some("/stream"))] {
+        let served = Served::start(bounds(2));
+        let mut requests = http_2(&served, 0).await;
+        let beside = match beside {
+            Some(path) => Some(begins(&mut requests, path).await),
+            None => None,
+        };
+        let unread = begins(&mut requests, path).await;
+        tokio::time::sleep(IDLE - PAUSE).await;
+        assert!(!requests.is_closed());
+        tokio::time::sleep(2 * PAUSE).await;
+        settle().await;
+        assert!(requests.is_closed(), "{path} beside {}", beside.is_some());
+        drop(unread);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_http_2_a_stream_lives_on_beside_an_answer_that_is_read_slowly_and_after_it() {
+    let served = Served::start(bounds(2));
+    let mut requests = http_2(&served, 64 * 1024).await;
+    let mut stream = begins(&mut requests, "/stream").await;
+    let (mut large, mut read) = (begins(&mut requests, "/large").await, 0);
+    while let Some(Ok(data)) = large.next().await {
+        read += data.len();
+        tokio::time::sleep(IDLE / 4).await;
+    }
+    assert_eq!(read, LARGE);
+    for _ in 0..3 {
+        assert!(stream.next().await.is_some_and(|data| data.is_ok()), "a byte each ten minutes");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_read_slowly_over_http_2_is_under_way_until_it_has_gone() {
     let served = Served::start(bounds(2));
-    let near = TokioIo::new(served.open().await);
-    let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
     // A small part of the answer.
-    client.initial_stream_window_size(64 * 1024).initial_connection_window_size(64 * 1024);
-    let (mut requests, connection) = client.handshake(near).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::get("http://a/large").body(Body::empty()).unwrap();
-    let mut answer =
-        requests.send_request(request).await.unwrap().map(Body::new).into_body().into_data_stream();
+    let mut requests = http_2(&served, 64 * 1024).await;
+    let mut answer = begins(&mut requests, "/large").await;
     tokio::time::sleep(PAUSE).await;
     let mut quick = served.open().await;
     assert!(ask(&mut quick, "/quick").await.ends_with("done"));

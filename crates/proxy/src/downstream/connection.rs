@@ -33,7 +33,11 @@ use crate::worker::Worker;
 use crate::workspace::{Lent, Workspace};
 
 /// Of a caller that will not stop sending, so much is read before the connection is closed.
-const LINGER_BYTES: u64 = 1024 * 1024;
+pub(super) const LINGER_BYTES: u64 = 1024 * 1024;
+
+/// What a caller of HTTP is told where TLS is spoken.
+const PLAIN_HTTP: &str =
+    "plain_http: this port speaks HTTPS, and this is a request of plain HTTP; use https://";
 
 /// What all requests of a connection have in common.
 pub(crate) struct Link {
@@ -225,7 +229,7 @@ async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: Socke
             }
         },
     };
-    let Opened { io, sni, http2, https, caller } = match opened {
+    let Opened { io, sni, http2, https, caller, is_astray } = match opened {
         Ok(opened) => opened?,
         Err(refused) => {
             refuse(&worker, &entry, (place, peer), &refused);
@@ -237,16 +241,43 @@ async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: Socke
     let peer_text = peer.ip().to_canonical().to_string().into();
     let link =
         Rc::new(Link { worker, place, peer, peer_text, local, sni, https, caller, series, is_inside, _open });
-    entry.came_by(&link).then_some(())?;
-    entry.enter(Phase::Idle, link.worker.now());
     let conn = Conn { link, entry };
-    if let Place::Outbound(at) = place
+    if is_astray {
+        Box::pin(send_away(conn, io)).await;
+        return None;
+    }
+    for_requests(conn, io, http2).await
+}
+
+/// A connection is ready for requests, unless it came by the door of one service.
+async fn for_requests(conn: Conn, io: Io, http2: Option<bool>) -> Option<Begun> {
+    conn.entry.came_by(&conn.link).then_some(())?;
+    conn.entry.enter(Phase::Idle, conn.worker.now());
+    if let Place::Outbound(at) = conn.place
         && let Some(authority) = conn.worker.shared.mesh.doors.get(&at).map(Arc::clone)
     {
         Box::pin(stream::outbound::serve_door(conn, io, &authority)).await;
         return None;
     }
     Some(Begun { conn, io, http2 })
+}
+
+/// Answers a caller of HTTP where TLS is spoken as it understands it. What else it may have to say is none of our business.
+async fn send_away(conn: Conn, io: Io) {
+    conn.worker.handshake_failed(conn.place, "plain_http");
+    let mut server = H1Server::new(Wire::new(io), conn.worker.shared.settings.limits);
+    let mut space = None;
+    let (failure, started) = match next_head(&conn, &mut server, &mut space).await {
+        Next::Request(started) => {
+            (Failure::downstream(Cause::DownstreamProtocolError).because(PLAIN_HTTP), started)
+        }
+        Next::Refuse(failure, started) => {
+            server.refuse();
+            (failure, started)
+        }
+        Next::Rest | Next::Close => return,
+    };
+    send_last(&conn, &mut server, space, &failure, started).await;
 }
 
 fn replayed(mut wire: Wire) -> Replayed {
@@ -294,17 +325,14 @@ fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> 
             let Workspace { head, scratch } = &mut **space.get_or_insert_with(lent);
             let started = match next {
                 Next::Request(started) => started,
-                Next::Close => return None,
+                Next::Close => {
+                    server.wire.say_last().await;
+                    return None;
+                }
                 Next::Rest => return Some((conn, server.wire.io)),
                 Next::Refuse(failure, started) => {
                     server.refuse();
-                    if failure.cause == Cause::Overload {
-                        server.forget_input();
-                    }
-                    let mut down = Down::H1(&mut server);
-                    request::refuse(&conn, head, &mut down, scratch, &failure, started).await;
-                    drop(space.take());
-                    linger(&conn, &mut server).await;
+                    Box::pin(send_last(&conn, &mut server, space, &failure, started)).await;
                     return None;
                 }
             };
@@ -330,6 +358,25 @@ fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> 
             }
         }
     }
+}
+
+/// Answers what came instead of a request, and closes behind that.
+async fn send_last(
+    conn: &Conn,
+    server: &mut H1Server,
+    mut space: Option<Lent>,
+    failure: &Failure,
+    started: Tick,
+) {
+    let lent = || Lent::new(&conn.worker, meshwork_telemetry::Protocol::Http11);
+    let Workspace { head, scratch } = &mut **space.get_or_insert_with(lent);
+    server.keep_alive = false;
+    if failure.cause == Cause::Overload {
+        server.forget_input();
+    }
+    request::refuse(conn, head, &mut Down::H1(server), scratch, failure, started).await;
+    drop(space);
+    linger(conn, server).await;
 }
 
 /// What came instead of, or as, the next request.

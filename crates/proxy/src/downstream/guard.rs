@@ -22,9 +22,10 @@ use meshwork_base::Tick;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::frames::{GoodbyeCode, Head, Heads, Kind, PREFACE_LEN, Piece};
 use super::watch::{Fault, Watch};
 use crate::gather::Gathered;
+use crate::http::frames::{GoodbyeCode, Head, Heads, Increment, Kind, PREFACE_LEN, Piece};
+use crate::http::received::{Came, Received};
 use crate::worker::Worker;
 
 /// So many frames beyond what traffic explains may come at once.
@@ -35,6 +36,9 @@ const PER_SECOND: u32 = 100;
 /// alone.
 const OPEN_STREAMS: usize = 512;
 const ENDED_STREAMS: usize = 128;
+
+/// A frame of a body that carries less may be one that `h2` counts as small, with as much padding as there may be.
+const SMALL: u32 = 512;
 
 /// The kind of a GOAWAY, one that means nothing, and the last code of an error that means something (RFC 9113 sections 6.8
 /// and 7).
@@ -52,20 +56,25 @@ pub(crate) struct Guarded {
     incoming: Incoming,
     outgoing: Outgoing,
     watch: Rc<Watch>,
+    received: Rc<Received>,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl Guarded {
-    pub(crate) fn new(io: Gathered, worker: Rc<Worker>) -> (Self, Rc<Watch>) {
+    pub(crate) fn new(io: Gathered, worker: Rc<Worker>, received: Rc<Received>) -> (Self, Rc<Watch>) {
         let watch = Rc::<Watch>::default();
         let incoming = Incoming::new(worker.now());
         let outgoing = Outgoing::default();
-        let guarded = Self { io, worker, incoming, outgoing, watch: Rc::clone(&watch), linger: None };
+        let guarded =
+            Self { io, worker, incoming, outgoing, watch: Rc::clone(&watch), received, linger: None };
         (guarded, watch)
     }
 
     fn wrote(&mut self, bytes: &[u8]) {
         self.incoming.budget.earn(self.outgoing.explains(bytes));
+        if let Some(bytes) = self.outgoing.opened.take() {
+            self.received.opens(bytes);
+        }
     }
 
     /// Reads and drops what still comes behind a GOAWAY of ours: a close with unread bytes would reset the connection
@@ -92,11 +101,18 @@ impl AsyncRead for Guarded {
         if this.incoming.stopped {
             return Poll::Pending;
         }
+        if this.watch.has_many_small() {
+            // The connection's task joins them in this same turn, and reads on in the next.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         let now = || this.worker.now();
         let judged = this.incoming.judge(&mut buf.filled_mut()[before..], now);
+        this.received.comes(std::mem::take(&mut this.incoming.came));
         this.watch.set_head(this.incoming.is_in_head());
+        this.watch.add_small(std::mem::take(&mut this.incoming.small));
         if this.incoming.goodbye {
             this.watch.say_goodbye();
         }
@@ -160,11 +176,14 @@ struct Outgoing {
     goodbye: Option<GoodbyeCode>,
     /// A GOAWAY named an error.
     refuses: bool,
+    /// While an update of the connection's window passes, and by how much those that have passed open it.
+    increment: Option<Increment>,
+    opened: Option<u32>,
 }
 
 impl Default for Outgoing {
     fn default() -> Self {
-        Self { heads: Heads::after(0), goodbye: None, refuses: false }
+        Self { heads: Heads::after(0), goodbye: None, refuses: false, increment: None, opened: None }
     }
 }
 
@@ -176,11 +195,15 @@ impl Outgoing {
             match piece {
                 Piece::Head(head) => {
                     self.goodbye = (head.kind == Kind::GoAway).then(GoodbyeCode::default);
+                    self.increment = Increment::of_connection(head);
                     count += if matches!(head.kind, Kind::Data | Kind::Headers) { 4 } else { 0 };
                 }
                 Piece::Payload(payload) => {
                     let code = self.goodbye.as_mut().and_then(|goodbye| goodbye.read(payload));
                     self.refuses |= code.is_some_and(|code| code != 0);
+                    if let Some(bytes) = self.increment.as_mut().and_then(|read| read.read(payload)) {
+                        self.opened = Some(self.opened.unwrap_or_default() + bytes);
+                    }
                 }
             }
         }
@@ -233,6 +256,10 @@ struct Incoming {
     leaving: Option<GoodbyeCode>,
     /// The caller has said that it begins nothing new.
     goodbye: bool,
+    /// What has come and was not told yet.
+    came: Came,
+    /// Small frames of bodies that were not told of yet.
+    small: u32,
 }
 
 impl Incoming {
@@ -249,6 +276,8 @@ impl Incoming {
             of_block: false,
             leaving: None,
             goodbye: false,
+            came: Came::default(),
+            small: 0,
         }
     }
 
@@ -290,6 +319,7 @@ impl Incoming {
         self.setting = None;
         self.leaving = (head.kind == Kind::GoAway).then(GoodbyeCode::default);
         self.of_block = matches!(head.kind, Kind::Headers | Kind::Continuation);
+        self.came.add(head);
         if head.is_misshapen() {
             return Err(Fault::new(Reason::FRAME_SIZE_ERROR, "frame_size"));
         }
@@ -304,6 +334,7 @@ impl Incoming {
             Kind::PushPromise => return Err(Fault::new(Reason::PROTOCOL_ERROR, "push_promise")),
             Kind::Data => {
                 self.on_stream(head)?;
+                self.small += u32::from(head.len < SMALL);
                 head.len > 0 || head.ends_stream()
             }
             Kind::Headers if head.stream > self.last => {

@@ -148,7 +148,8 @@ impl H1Server {
         }
     }
 
-    /// While the upstream works, the caller's hanging up shows as the end of its stream. Bytes of a pipelined request
+    /// While the upstream works, the caller's hanging up shows as the end of its stream, over TLS as that of the connection below: see
+    /// [`Io::poll_left`](crate::io::Io::poll_left). Bytes of a pipelined request
     /// are read once and then left alone, so that a caller cannot fill our memory by not waiting. A body that is not
     /// taken yet, since its request waits for its turn, is read ahead for the same reason, as far as that goes: what nobody
     /// waits for any more shall not be done.
@@ -163,11 +164,18 @@ impl H1Server {
         }
         while self.wire.read.len() < ahead.max(1) {
             self.wire.read_little();
-            match ready!(self.wire.poll_fill(cx)) {
-                Ok(0) => return Poll::Ready(StreamError::Closed),
-                Ok(_) => {}
-                Err(error) => return Poll::Ready(error.into()),
+            if !self.wire.eof {
+                match ready!(self.wire.poll_fill(cx)) {
+                    Ok(1..) => continue,
+                    Ok(0) => self.wire.release_read(),
+                    Err(error) => return Poll::Ready(error.into()),
+                }
             }
+            // What will not become whole nobody waits for.
+            if self.body.remaining().is_none_or(|left| left <= self.wire.read.len() as u64) {
+                ready!(self.wire.io.poll_left(cx));
+            }
+            return Poll::Ready(StreamError::Closed);
         }
         Poll::Pending
     }
@@ -198,7 +206,8 @@ impl H1Server {
     pub(crate) fn send_head(&mut self, head: &ResponseHead, end: bool) {
         self.framing = self.framing_of(head, end);
         self.owed = if let BodyLength::Known(length) = self.framing { length } else { 0 };
-        if self.framing == BodyLength::UntilClose || (!self.body.is_done() && !self.may_drain()) {
+        let is_last = self.wire.eof && self.wire.read.is_empty();
+        if is_last || self.framing == BodyLength::UntilClose || (!self.body.is_done() && !self.may_drain()) {
             self.keep_alive = false;
         }
         let connection = match (head.tunnel, self.keep_alive) {

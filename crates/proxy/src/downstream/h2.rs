@@ -10,7 +10,9 @@ use meshwork_http1::{Limits, ResponseHead};
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
-use crate::http::stream::StreamError;
+use crate::http::received::Received;
+use crate::http::stream::{Frame, StreamError};
+use crate::http::unread::Unread;
 use crate::http::upgrade;
 
 /// See the module's text.
@@ -29,12 +31,13 @@ impl H2Stream {
         request: http::Request<h2::RecvStream>,
         respond: SendResponse<Payload>,
         backlog: Rc<Backlog>,
+        (received, unread): (&Rc<Received>, &Unread),
         limits: &Limits,
     ) -> Self {
         let head_request = *request.method() == http::Method::HEAD;
         let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
         Self {
-            source: H2Source::new(request.into_body(), limits),
+            source: H2Source::among(unread, request.into_body(), received, limits),
             respond,
             backlog,
             sink: None,
@@ -109,6 +112,21 @@ impl H2Stream {
         }
     }
 
+    /// Whether its response has ended, and its request has not.
+    pub(crate) fn is_answered_early(&self) -> bool {
+        self.sink.as_ref().is_some_and(H2Sink::has_ended) && !self.source.is_end()
+    }
+
+    /// Takes and drops what still comes of the request, up to a bound.
+    pub(crate) fn poll_linger(&mut self, cx: &mut Context<'_>, left: &mut u64) -> Poll<()> {
+        loop {
+            match ready!(self.source.poll_frame(cx)) {
+                Ok(Frame::Data(data)) if (data.len() as u64) < *left => *left -= data.len() as u64,
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+
     pub(crate) fn reset(&mut self, reason: h2::Reason) {
         match &mut self.sink {
             Some(sink) => sink.reset(reason),
@@ -143,7 +161,13 @@ mod tests {
         let (_response, mut send) = client.send_request(http::Request::new(()), false).unwrap();
         let mut server = h2::server::Builder::new().handshake::<_, Payload>(ours).await.unwrap();
         let (request, respond) = server.accept().await.unwrap().unwrap();
-        let mut stream = H2Stream::new(request, respond, Rc::default(), &Limits::default());
+        let mut stream = H2Stream::new(
+            request,
+            respond,
+            Rc::default(),
+            (&Rc::default(), &Unread::default()),
+            &Limits::default(),
+        );
         if began {
             stream.send_head(&ResponseHead { status: 200, ..ResponseHead::new() }, false).unwrap();
         }
@@ -183,7 +207,13 @@ mod tests {
             let (response, mut send) = client.send_request(http::Request::new(()), false).unwrap();
             let mut server = h2::server::Builder::new().handshake::<_, Payload>(ours).await.unwrap();
             let (request, respond) = server.accept().await.unwrap().unwrap();
-            let mut stream = H2Stream::new(request, respond, Rc::default(), &Limits::default());
+            let mut stream = H2Stream::new(
+                request,
+                respond,
+                Rc::default(),
+                (&Rc::default(), &Unread::default()),
+                &Limits::default(),
+            );
             stream.send_head(&ResponseHead { status: 200, ..ResponseHead::new() }, false).unwrap();
             let mut body = tokio::select! {
                 response = response => response.unwrap().into_body(),

@@ -27,6 +27,8 @@ pub(crate) struct Opened {
     /// TLS ended here, as callers at the edge see it.
     pub(crate) https: bool,
     pub(crate) caller: Option<Caller>,
+    /// It speaks plainly where TLS is spoken: it can be told so, and nothing else.
+    pub(crate) is_astray: bool,
 }
 
 /// A caller that has proven who it is.
@@ -68,11 +70,12 @@ impl From<std::io::Error> for Refused {
 
 impl Opened {
     pub(crate) fn plain(tcp: TcpStream) -> Self {
-        Self { io: Io::Tcp(tcp), sni: None, http2: None, https: false, caller: None }
+        Self { io: Io::Tcp(tcp), sni: None, http2: None, https: false, caller: None, is_astray: false }
     }
 }
 
-/// Ends TLS at the edge, with the certificate that SNI chooses. `None`: told to close meanwhile.
+/// Ends TLS at the edge, with the certificate that SNI chooses. `None`: told to close meanwhile. Who speaks plainly is let in to be
+/// sent away.
 ///
 /// # Errors
 /// The handshake failed.
@@ -82,6 +85,12 @@ pub(crate) async fn edge(
     entry: &Entry,
     tcp: TcpStream,
 ) -> Result<Option<Opened>, Refused> {
+    let mut first = [0];
+    let Some(peeked) = unless_ordered(entry, tcp.peek(&mut first)).await? else { return Ok(None) };
+    // No record of TLS begins with a letter, and each request does.
+    if peeked? > 0 && first[0].is_ascii_alphabetic() {
+        return Ok(Some(Opened { is_astray: true, ..Opened::plain(tcp) }));
+    }
     let acceptor = tokio_rustls::LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp);
     let Some(hello) = unless_ordered(entry, acceptor).await? else { return Ok(None) };
     let hello = hello?;
@@ -103,6 +112,7 @@ pub(crate) async fn edge(
         http2: Some(http2),
         https: true,
         caller: None,
+        is_astray: false,
     }))
 }
 
@@ -158,7 +168,8 @@ pub(crate) async fn mesh(worker: &Worker, entry: &Entry, tcp: TcpStream) -> Resu
     let leaf = session.peer_certificates().and_then(<[_]>::first);
     let certificate = forwarded_certificate(identity, &peer, leaf.map_or(&[], |leaf| leaf.as_ref()));
     let caller = Some(Caller { peer, certificate });
-    Ok(Some(Opened { io: Io::TlsServer(Box::new(stream)), sni, http2, https: false, caller }))
+    let io = Io::TlsServer(Box::new(stream));
+    Ok(Some(Opened { io, sni, http2, https: false, caller, is_astray: false }))
 }
 
 /// Takes a caller that brings tunnels: it must prove who it is and speak HTTP/2, whatever policies say of plaintext.

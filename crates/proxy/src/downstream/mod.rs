@@ -6,7 +6,6 @@
 
 pub(crate) mod connection;
 pub(crate) mod detect;
-pub(crate) mod frames;
 pub(crate) mod guard;
 pub(crate) mod h1;
 pub(crate) mod h2;

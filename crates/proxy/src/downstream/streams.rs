@@ -3,17 +3,18 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use h2::Reason;
 use h2::server::{Builder, Connection, SendResponse};
+use h2::{Ping, PingPong, Reason};
 use meshwork_decision::Cause;
 use meshwork_http1::Limits;
 use meshwork_telemetry::Protocol;
 
 use super::Down;
-use super::connection::{Conn, Link};
+use super::connection::{Conn, LINGER_BYTES, Link};
 use super::guard::Guarded;
 use super::h2::H2Stream;
 use super::handshake;
@@ -22,7 +23,11 @@ use crate::connections::{Entry, Order, Phase, Registration};
 use crate::error::Failure;
 use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
+use crate::http::estimate::SMALLEST;
 use crate::http::payload::{Backlog, Payload};
+use crate::http::received::Received;
+use crate::http::unread::Unread;
+use crate::http::windows::{Bounds, Windows};
 use crate::mesh::Place;
 use crate::poll_time::timed_by_poll;
 use crate::replay::Replayed;
@@ -32,15 +37,20 @@ use crate::stream;
 use crate::upstream::behind::unsent;
 use crate::workspace::{Lent, Workspace};
 
-/// Bytes of one request's body that may be on the way to us unread.
-const STREAM_WINDOW: u32 = 128 * 1024;
-/// The same for all requests of one caller's connection.
+/// Bytes of the bodies of one caller's connection that may be on the way to us unread, as long as none needs more than the
+/// smallest window.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Between proxies a connection carries requests of many callers: those that the application does not read must not take
 /// the window of those beside them.
-const MESH_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+const MESH_WINDOW: u32 = SMALLEST * MAX_STREAMS;
+/// By so many streams' larger windows that of one caller's connection grows, and that of a proxy's, which has the most already.
+const LARGER: u32 = 4;
+const MESH_LARGER: u32 = 2;
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 128;
+/// The same of the application beside us: directly it would have as many calls under way as the service takes (gRPC's libraries set no
+/// bound, Envoy 1,024), and whatever is beyond waits for ever and without a sign.
+const OWN_STREAMS: u32 = 4096;
 /// Bytes of one response's body that wait for the connection; all of them together are bounded by the backlog.
 const SEND_BUFFER: usize = 32 * 1024;
 /// Streams reset by us that are remembered, because frames of theirs may still be on the way; and for how long. Such a frame
@@ -49,9 +59,12 @@ const REMEMBERED_RESETS: usize = 64;
 /// The same of a proxy of the mesh, whose connection carries what many callers still send.
 const MESH_REMEMBERED_RESETS: usize = 1024;
 const REMEMBERED_FOR: Duration = Duration::from_secs(1);
-/// What small frames of requests that nobody has read yet may cost, as `h2` counts: 256 less their length, each. One
-/// application that does not read must not end the connection of all its callers; a few MiB of our memory at worst.
-const SMALL_FRAMES: usize = 16 * 1024 * 1024;
+/// What small frames of requests that nobody has taken yet may cost, as `h2` counts: 256 less their length, each. They are joined long
+/// before so many are there, so it is for what slips through: 2 MiB of our memory and no more.
+const SMALL_FRAMES: usize = 2 * 1024 * 1024;
+/// The same between proxies, whose tunnels' bytes are not joined, and may have large windows. One application that does not read must
+/// not end the connection of all its callers: some 25 MiB at worst.
+const HBONE_SMALL_FRAMES: usize = 64 * 1024 * 1024;
 /// Requests taken back before we had a look at them: as many as there may be at all, so that one gust of cancellations
 /// is no attack. Beyond it `h2` says GOAWAY.
 const UNSEEN_RESETS: usize = 128;
@@ -101,6 +114,8 @@ struct Common {
     entry: Rc<Entry>,
     resets: Resets,
     backlog: Rc<Backlog>,
+    received: Rc<Received>,
+    unread: Unread,
 }
 
 /// Whether a connection's resets are those of a stranger.
@@ -108,27 +123,40 @@ fn is_stranger(link: &Link) -> bool {
     link.caller.is_none() && !matches!(link.place, Place::Outbound(_))
 }
 
-fn builder(limits: &Limits, link: &Link) -> Builder {
-    let window = match link.place {
-        Place::Inbound(_) | Place::Hbone(_) => MESH_WINDOW,
-        Place::Gateway(_) | Place::Outbound(_) => CONNECTION_WINDOW,
+/// What may be on the way on all streams of a connection together.
+fn bounds(link: &Link) -> Bounds {
+    let (window, streams) = match link.place {
+        Place::Inbound(_) | Place::Hbone(_) => (MESH_WINDOW, MESH_LARGER),
+        Place::Gateway(_) | Place::Outbound(_) => (CONNECTION_WINDOW, LARGER),
     };
+    Bounds { window, streams, is_stranger: is_stranger(link) }
+}
+
+fn builder(limits: &Limits, link: &Link) -> Builder {
     let (unseen, provoked, remembered) = match is_stranger(link) {
         true => (UNSEEN_RESETS, PROVOKED_RESETS, REMEMBERED_RESETS),
         false => (MESH_UNSEEN_RESETS, MESH_PROVOKED_RESETS, MESH_REMEMBERED_RESETS),
     };
+    let small_frames = match link.place {
+        Place::Hbone(_) => HBONE_SMALL_FRAMES,
+        Place::Gateway(_) | Place::Outbound(_) | Place::Inbound(_) => SMALL_FRAMES,
+    };
+    let streams = match link.place {
+        Place::Outbound(_) => OWN_STREAMS,
+        Place::Gateway(_) | Place::Inbound(_) | Place::Hbone(_) => MAX_STREAMS,
+    };
     let mut builder = Builder::new();
     builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(window)
-        .max_concurrent_streams(MAX_STREAMS)
+        .initial_window_size(SMALLEST)
+        .initial_connection_window_size(bounds(link).window)
+        .max_concurrent_streams(streams)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(convert::longest_list(limits))
         .max_concurrent_reset_streams(remembered)
         .reset_stream_duration(REMEMBERED_FOR)
         .max_pending_accept_reset_streams(unseen)
         .max_local_error_reset_streams(Some(provoked))
-        .data_frame_budget(SMALL_FRAMES)
+        .data_frame_budget(small_frames)
         .enable_connect_protocol();
     builder
 }
@@ -137,7 +165,8 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
 pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
     let worker = &link.worker;
     let (gathered, flusher) = Gathered::new(io);
-    let (guarded, watch) = Guarded::new(gathered, Rc::clone(worker));
+    let received = Rc::new(Received::new(HBONE_SMALL_FRAMES));
+    let (guarded, watch) = Guarded::new(gathered, Rc::clone(worker), Rc::clone(&received));
     let builder = builder(&worker.shared.settings.limits, &link);
     entry.enter(Phase::Handshake, worker.now());
     let shaken = handshake::unless_ordered(&entry, builder.handshake::<_, Payload>(guarded)).await;
@@ -147,13 +176,20 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
         Ok(None) | Err(_) => return worker.ends(&entry),
     };
     entry.enter(Phase::Idle, worker.now());
-    let common = Rc::new(Common { entry: entry.entry(), resets: Resets::default(), backlog: Rc::default() });
+    let budget = Arc::clone(worker.shared.memory.windows());
+    let windows = Box::new(Windows::new(Rc::clone(&received), budget, bounds(&link)));
+    let (resets, backlog) = (Resets::default(), Rc::default());
+    let common =
+        Rc::new(Common { entry: entry.entry(), resets, backlog, received, unread: Unread::default() });
     let mut serving = Serving {
         link: &link,
         common: &common,
         connection,
         flusher,
         watch,
+        windows,
+        pings: None,
+        is_asked: false,
         going_away: false,
         ending: false,
     };
@@ -193,6 +229,11 @@ struct Serving<'l> {
     connection: Connection<Guarded, Payload>,
     flusher: Flusher,
     watch: Rc<Watch>,
+    windows: Box<Windows>,
+    /// Taken when the first one is sent: most connections send none.
+    pings: Option<PingPong>,
+    /// A PING of ours is on its way.
+    is_asked: bool,
     going_away: bool,
     /// It was told why it ends.
     ending: bool,
@@ -209,11 +250,15 @@ impl Serving<'_> {
         if let Some(fault) = self.common.resets.fault() {
             if is_stranger(self.link) { self.end_for(fault) } else { self.count(&fault) }
         }
+        self.turn_windows(cx);
         let mut accepted = self.connection.poll_accept(cx);
         if accepted.is_pending() && self.looked_at() {
             accepted = self.connection.poll_accept(cx);
         }
         if accepted.is_pending() {
+            if self.watch.take_many_small() {
+                self.common.unread.join();
+            }
             let carries = self.connection.has_streams();
             self.common.entry.carries(carries);
             self.common.entry.watch(cx);
@@ -223,6 +268,26 @@ impl Serving<'_> {
             }
         }
         accepted
+    }
+
+    /// Whether windows are as large as they have to be.
+    fn turn_windows(&mut self, cx: &mut Context<'_>) {
+        let pong = |pings: &mut PingPong| matches!(pings.poll_pong(cx), Poll::Ready(Ok(_)));
+        let answered = self.is_asked && self.pings.as_mut().is_some_and(pong);
+        self.is_asked &= !answered;
+        if self.windows.turn(answered, !self.is_asked, &mut self.connection) {
+            self.ask(cx);
+        }
+    }
+
+    #[cold]
+    fn ask(&mut self, cx: &mut Context<'_>) {
+        let Some(pings) = self.pings.take().or_else(|| self.connection.ping_pong()) else { return };
+        let pings = self.pings.insert(pings);
+        self.is_asked = pings.send_ping(Ping::opaque()).is_ok();
+        if self.is_asked && pings.poll_pong(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
     }
 
     /// Follows what was found in what has just been read; true: there is something to be said.
@@ -350,7 +415,7 @@ async fn serve_stream(
 ) {
     if matches!(conn.place, Place::Hbone(_)) {
         let now = conn.worker.now();
-        Box::pin(stream::hbone::serve(conn, request, respond, &common.backlog)).await;
+        Box::pin(stream::hbone::serve(conn, request, respond, &common.backlog, &common.received)).await;
         return common.entry.progress(now);
     }
     let started = conn.worker.now();
@@ -361,14 +426,38 @@ async fn serve_stream(
         Place::Inbound(_) => convert::request_into(&request, &convert::with_fields_of_proxies(*limits), head),
         _ => convert::request_into(&request, limits, head),
     };
-    let mut down = Down::H2(Box::new(H2Stream::new(request, respond, Rc::clone(&common.backlog), limits)));
+    let Common { backlog, received, unread, .. } = &*common;
+    let stream = H2Stream::new(request, respond, Rc::clone(backlog), (received, unread), limits);
+    let mut down = Down::H2(Box::new(stream));
     match read.and_then(|()| in_time(conn.entry.order(), conn.caller.is_some())) {
         Ok(()) => request::serve(&conn, head, &mut down, scratch, started).await,
         Err(failure) => request::refuse(&conn, head, &mut down, scratch, &failure, started).await,
     }
-    let now = conn.worker.now();
-    common.resets.ended(scratch.was_taken_back() && now.since(started) < PREMATURE);
-    common.entry.progress(now);
+    let lasted = conn.worker.now().since(started);
+    common.resets.ended(scratch.was_taken_back() && lasted < PREMATURE);
+    drop(space);
+    if let Down::H2(stream) = &mut down
+        && stream.is_answered_early()
+    {
+        linger(&conn, stream).await;
+    }
+    common.entry.progress(conn.worker.now());
+}
+
+/// Waits for a caller that was answered before its request was whole to end that, or to take it back. RST_STREAM right behind the
+/// response would be allowed (RFC 9113 section 8.1), but who has not read the response by then, as curl, knows of its failed upload alone.
+async fn linger(conn: &Conn, stream: &mut H2Stream) {
+    conn.entry.enter(Phase::Head, conn.worker.now());
+    let mut left = LINGER_BYTES;
+    poll_fn(|cx| {
+        let is_over = conn.entry.order().is_some_and(|order| order != Order::Drain);
+        if is_over || stream.poll_linger(cx, &mut left).is_ready() {
+            return Poll::Ready(());
+        }
+        conn.entry.watch(cx);
+        Poll::Pending
+    })
+    .await;
 }
 
 #[cfg(test)]

@@ -24,7 +24,12 @@ pub(crate) struct Watch {
     fault: Cell<Option<Fault>>,
     head: Cell<bool>,
     goodbye: Cell<bool>,
+    /// Small frames of bodies that have come since they were joined.
+    small: Cell<u32>,
 }
+
+/// So many small frames of bodies are let in before what nobody has taken of them is joined.
+const MANY_SMALL: u32 = 512;
 
 impl Watch {
     pub(crate) fn found(&self, fault: Fault) {
@@ -52,5 +57,23 @@ impl Watch {
     /// Whether the caller begins nothing new.
     pub(crate) fn said_goodbye(&self) -> bool {
         self.goodbye.get()
+    }
+
+    pub(crate) fn add_small(&self, frames: u32) {
+        self.small.set(self.small.get().saturating_add(frames));
+    }
+
+    /// Whether no more may be let in now.
+    pub(crate) fn has_many_small(&self) -> bool {
+        self.small.get() >= MANY_SMALL
+    }
+
+    /// The same, asked by whoever joins them then.
+    pub(crate) fn take_many_small(&self) -> bool {
+        let many = self.has_many_small();
+        if many {
+            self.small.set(0);
+        }
+        many
     }
 }

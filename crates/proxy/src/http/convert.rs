@@ -220,9 +220,24 @@ fn offer(protocol: &Protocol, head: &mut RequestHead) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether white space stands around a value.
+/// Whether white space stands around a value. RFC 9113 section 8.2.1 calls that malformed, since what HTTP/1 would trim is another value
+/// there; libraries of gRPC send it all the same, where an application's text ends so.
 fn is_padded(value: &HeaderValue) -> bool {
     matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t'])
+}
+
+/// Whether a message with a padded value in this field goes on, without the white space: one that frames or routes is never guessed at.
+#[cold]
+fn may_be_padded(name: &HeaderName) -> bool {
+    !KnownName::find(name.as_str().as_bytes()).is_some_and(KnownName::frames_or_routes)
+}
+
+/// Whether the caller speaks gRPC, of any kind.
+#[cold]
+fn is_grpc(map: &HeaderMap) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let value = map.get(http::header::CONTENT_TYPE).map(|value| value.as_bytes().trim_ascii());
+    value.and_then(|value| value.get(..GRPC.len())).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
 }
 
 /// All but Host, which is there already.
@@ -230,8 +245,7 @@ fn fill_request(map: &HeaderMap, head: &mut RequestHead) -> Result<(), ParseErro
     let mut cookies: Vec<u8> = Vec::new();
     reserve(map, &mut head.fields);
     for (name, value) in map {
-        // RFC 9113 section 8.2.1; what HTTP/1 would trim is another value there.
-        if is_padded(value) {
+        if is_padded(value) && !(may_be_padded(name) && is_grpc(map)) {
             return Err(ParseError::BadFieldValue);
         }
         if *name == http::header::HOST {
@@ -242,7 +256,7 @@ fn fill_request(map: &HeaderMap, head: &mut RequestHead) -> Result<(), ParseErro
             if !cookies.is_empty() {
                 cookies.extend_from_slice(b"; ");
             }
-            cookies.extend_from_slice(value.as_bytes());
+            cookies.extend_from_slice(value.as_bytes().trim_ascii());
             continue;
         }
         add(&mut head.fields, name, value)?;
@@ -295,7 +309,7 @@ pub(crate) fn request(head: &Head<'_>, extended: bool) -> Result<Request<()>, St
 ///
 /// # Errors
 /// It says its length twice, or what is no length (RFC 9110 section 8.6): whoever reads it next could take the other one. Or
-/// white space stands around a value, or a name is none.
+/// white space stands around a value that frames, or a name is none.
 pub(crate) fn response_into(
     response: &Response<()>,
     end: bool,
@@ -305,8 +319,7 @@ pub(crate) fn response_into(
     head.status = response.status().as_u16();
     head.version = Version::Http11;
     head.keep_alive = true;
-    // RFC 9113 section 8.2.1; what HTTP/1 would trim is another value there.
-    if response.headers().values().any(is_padded) {
+    if response.headers().iter().any(|(name, value)| is_padded(value) && !may_be_padded(name)) {
         return Err(ParseError::BadFieldValue);
     }
     fill(response.headers(), &mut head.fields)?;

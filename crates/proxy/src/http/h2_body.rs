@@ -10,35 +10,49 @@ use meshwork_http1::{Fields, Limit, Limits, ParseError};
 
 use super::convert;
 use super::payload::{Backlog, Payload};
+use super::received::{Part, Received};
 use super::stream::{self, Frame, StreamError};
+use super::unread::{Incoming, Unread};
 
 /// Frames that arrive.
 #[derive(Debug)]
 pub(crate) struct H2Source {
-    recv: RecvStream,
+    incoming: Incoming,
+    /// Of what the streams of this connection have given on.
+    part: Part,
     data_ended: bool,
     /// Most trailers, and most of their bytes.
     trailers: (u32, u32),
 }
 
 impl H2Source {
-    pub(crate) fn new(recv: RecvStream, limits: &Limits) -> Self {
-        Self { recv, data_ended: false, trailers: (limits.header_count, limits.trailer_bytes) }
+    pub(crate) fn new(recv: RecvStream, received: &Rc<Received>, limits: &Limits) -> Self {
+        Self::of(Incoming::Own(recv), received, limits)
+    }
+
+    /// Those of a caller, of whose connection these are the bodies that nobody has taken.
+    pub(crate) fn among(unread: &Unread, recv: RecvStream, received: &Rc<Received>, limits: &Limits) -> Self {
+        Self::of(Incoming::among(unread, recv), received, limits)
+    }
+
+    fn of(incoming: Incoming, received: &Rc<Received>, limits: &Limits) -> Self {
+        let trailers = (limits.header_count, limits.trailer_bytes);
+        Self { incoming, part: Part::new(received), data_ended: false, trailers }
     }
 
     /// No frame will follow.
     pub(crate) fn is_end(&self) -> bool {
-        self.recv.is_end_stream()
+        self.incoming.is_end()
     }
 
     /// The next frame. The window is opened again as soon as a frame is taken: whoever takes it has room for it, and
     /// takes no further one before that is sent on.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         while !self.data_ended {
-            match ready!(self.recv.poll_data(cx)) {
+            match ready!(self.incoming.poll_data(cx)) {
                 Some(data) => {
                     let data = data?;
-                    self.recv.flow_control().release_capacity(data.len())?;
+                    self.part.gives(data.len());
                     if !data.is_empty() {
                         return Poll::Ready(Ok(Frame::Data(data)));
                     }
@@ -46,7 +60,7 @@ impl H2Source {
                 None => self.data_ended = true,
             }
         }
-        let trailers = ready!(self.recv.poll_trailers(cx))?;
+        let trailers = ready!(self.incoming.poll_trailers(cx))?;
         if let Some(map) = &trailers {
             self.bound(map)?;
         }
@@ -83,6 +97,11 @@ impl H2Sink {
     pub(crate) fn new(send: SendStream<Payload>, backlog: &Rc<Backlog>, ended: bool) -> Self {
         let backlog = Rc::clone(backlog);
         Self { send, backlog, waiting: Bytes::new(), gathered: BytesMut::new(), end: None, ended }
+    }
+
+    /// Nothing more will be said on it.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
     }
 
     fn queued(&self) -> usize {

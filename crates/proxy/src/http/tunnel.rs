@@ -51,12 +51,7 @@ impl AsyncRead for Tunnel {
     ) -> Poll<io::Result<()>> {
         if self.held.is_empty() && !self.read_ended {
             match ready!(self.source.poll_frame(cx)).map_err(|error| broken(&error))? {
-                Frame::Data(data) => {
-                    self.held = data;
-                    if let Some(stream) = &self.stream {
-                        stream.spoke();
-                    }
-                }
+                Frame::Data(data) => self.held = data,
                 Frame::End(_) => {
                     self.read_ended = true;
                     if let Some(stream) = &self.stream {

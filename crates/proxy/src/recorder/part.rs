@@ -46,7 +46,7 @@ impl Part {
     }
 
     /// Keeps it. Whoever has to go for it is given to `gone`, the oldest of the group that holds most first.
-    pub(super) fn push(&mut self, key: u32, entry: Entry, mut gone: impl FnMut(u32, Entry)) {
+    pub(super) fn push(&mut self, key: u32, entry: Entry, mut gone: impl FnMut(Entry)) {
         if entry.bytes > self.most {
             return;
         }
@@ -62,7 +62,7 @@ impl Part {
             largest.bytes -= oldest.bytes;
             self.bytes -= oldest.bytes;
             self.evicted.increment();
-            gone(largest.key, oldest);
+            gone(oldest);
         }
         let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
         self.gauge.add(signed(self.bytes) - signed(before));

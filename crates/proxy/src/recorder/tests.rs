@@ -246,3 +246,28 @@ fn what_belongs_to_others_is_bounded_too() {
     assert!(held[1..].iter().all(|part| *part <= 8 * 1024), "{held:?}");
     assert_eq!(recorder.recall(&of_trace(1_000)).len(), 2);
 }
+
+#[test]
+fn what_shared_a_place_while_it_was_recent_shares_none_where_there_are_free_ones() {
+    let (recorder, traces) = (without_sample(1 << 20), Traces::default());
+    let of = |service: &str, trace: u128, millis: u64| {
+        let quick = Record { duration: Duration::from_millis(millis), ..request(trace, service, "") };
+        keep_with(&recorder, &quick, &traces);
+    };
+    (1..=GROUPS).for_each(|nth| of(&format!("shop/s{nth}"), u128::try_from(nth).unwrap(), 100));
+    of("shop/late", 500, 100);
+    let owner = {
+        let parts = recorder.parts.borrow();
+        let [_, _, _, recent, _] = &*parts;
+        let shared = recent.groups.iter().find(|group| group.entries.len() == 2).expect("all are taken");
+        shared.entries.front().and_then(|entry| entry.kept.record.service.clone()).unwrap()
+    };
+    traces.note_wanted(&of_trace(500));
+    (10_000..12_000).for_each(|trace| of("shop/late", trace, 100));
+    assert_eq!(told(&recorder, 500).as_deref(), Some("related"));
+    for trace in 20_000..22_000 {
+        of("shop/front", trace, 1_000);
+        of(&owner, trace, 100);
+    }
+    assert_eq!(told(&recorder, 500).as_deref(), Some("related"), "only the owner's were more");
+}

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::Tick;
-use meshwork_decision::{Cause, Cluster, Endpoint, Permit, Ticket, Trial, is_idempotent};
+use meshwork_decision::{Cause, Cluster, Endpoint, Permit, Ticket, Trial, Wanted, is_idempotent};
 use meshwork_http1::{Fields, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::Phase;
 use smallvec::SmallVec;
@@ -38,6 +38,9 @@ use crate::proxy_protocol::{Client, Written};
 use crate::upstream::behind::Noted;
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::{Exchange, Head};
+
+/// So often a request that waits for an endpoint that wants to be left alone looks whether another is there.
+const NAP: Duration = Duration::from_millis(50);
 
 /// The attempts of one request.
 pub(crate) struct Attempts<'a> {
@@ -237,9 +240,12 @@ impl<'a> Attempts<'a> {
                 let same = self.endpoint.as_ref().map(|endpoint| endpoint.id);
                 self.tried.retain(|tried| Some(*tried) != same);
             }
-            Again::Elsewhere { after, permit } => {
+            Again::Elsewhere { after, spared, permit } => {
                 self.permit = permit;
+                let left = self.spare(spared, down, deadlines).await?;
                 self.sleep(after, down, deadlines).await?;
+                // Whoever else was there may be no more.
+                self.spare(left.saturating_sub(after), down, deadlines).await?;
             }
             Again::Anywhere { after, waiting } => {
                 self.permit = None;
@@ -249,6 +255,28 @@ impl<'a> Attempts<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Waits for so long, unless an endpoint is there that has neither failed the request nor wants to be left alone: what is left.
+    async fn spare(
+        &self,
+        time: Duration,
+        down: &mut Down<'_>,
+        deadlines: &mut Deadlines,
+    ) -> Result<Duration, Failure> {
+        let mut left = time;
+        while !left.is_zero() && !self.has_another() {
+            let nap = left.min(NAP);
+            self.sleep(nap, down, deadlines).await?;
+            left -= nap;
+        }
+        Ok(left)
+    }
+
+    fn has_another(&self) -> bool {
+        let Target::Service { cluster, .. } = self.target else { return false };
+        let wanted = Wanted { tried: &self.tried, ..Wanted::default() }.of_retry(self.permit.as_ref());
+        cluster.has_another(&wanted, self.conn.worker.now())
     }
 
     async fn sleep(

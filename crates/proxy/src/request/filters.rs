@@ -266,7 +266,7 @@ fn edge(conn: &Conn, fields: &mut Fields) -> Result<(), FieldError> {
     chain.extend_from_slice(peer);
     fields.set_known(KnownName::XForwardedFor, &chain)?;
     fields.set_known(KnownName::XForwardedProto, if conn.https { "https" } else { "http" })?;
-    for ours in [KnownName::XForwardedClientCert, KnownName::XEnvoyAttemptCount] {
+    for ours in [KnownName::XForwardedClientCert, KnownName::XEnvoyAttemptCount, KnownName::XMeshworkMirror] {
         if fields.known(ours).is_some() {
             fields.remove_known(ours);
         }

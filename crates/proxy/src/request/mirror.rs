@@ -3,7 +3,8 @@
 //! (`tee.rs`).
 //!
 //! *No copy of a copy.* A copy says so by `x-meshwork-mirror`, and what an application calls for its sake says so too
-//! (`kin.rs`). It is not copied again, whoever says it: nobody gains by that, and no ring of routes turns for ever.
+//! (`kin.rs`). It is not copied again, so no ring of services turns for ever. Gateways do not believe it (`filters.rs`): whoever
+//! calls would have its requests kept from the other service, and applications take them for copies.
 
 mod copy;
 

@@ -223,7 +223,7 @@ fn grpc_code(cause: Cause, status: u16) -> u8 {
     match (cause, status) {
         // Every cause of which the status is a time-out.
         (_, 504) => DEADLINE_EXCEEDED,
-        (Cause::RateLimited, _) => RESOURCE_EXHAUSTED,
+        (Cause::RateLimited, _) | (_, 431) => RESOURCE_EXHAUSTED,
         (_, 400) => INTERNAL,
         (_, 401) => UNAUTHENTICATED,
         (_, 403) => PERMISSION_DENIED,

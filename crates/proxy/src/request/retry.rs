@@ -6,7 +6,7 @@ use std::time::Duration;
 use meshwork_base::Clock;
 use meshwork_decision::{
     AttemptFailure, AttemptOutcome, Cause, Cluster, Decision, Endpoint, Hedged, Limited, Permit, PushBack,
-    RequestFacts, RetryPolicy, StopReason, Transport, is_idempotent,
+    RequestFacts, RetryPolicy, StopReason, Transport, Wanted, is_idempotent,
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use smallvec::SmallVec;
@@ -27,8 +27,9 @@ const RESET_RETRIES: u32 = 1;
 pub(crate) enum Again {
     /// At once: a kept connection was stale, which says nothing about its endpoint. That is called on a new one.
     SameEndpoint,
-    /// Best somewhere else, after this time.
-    Elsewhere { after: Duration, permit: Option<Permit> },
+    /// Best somewhere else, after this time. `spared`: how long whoever has answered wants to be left alone besides, as long as
+    /// nobody else is there.
+    Elsewhere { after: Duration, spared: Duration, permit: Option<Permit> },
     /// Anywhere, after this time: nobody can be reached.
     Anywhere { after: Duration, waiting: Permit },
 }
@@ -38,6 +39,8 @@ pub(crate) struct Called {
     /// As what, by the policy; `None`: nobody has seen the request, and none names its answer.
     kind: Option<AttemptFailure>,
     facts: RequestFacts<'static>,
+    /// See [`Again::Elsewhere`].
+    spared: Duration,
 }
 
 /// What an attempt that has ended was part of.
@@ -48,6 +51,13 @@ pub(crate) struct Of<'e, 'b> {
     pub(crate) deadlines: &'e Deadlines,
     /// Whom it went to, where one was picked.
     pub(crate) endpoint: Option<u64>,
+}
+
+impl Again {
+    /// Elsewhere, after this time and no other.
+    const fn elsewhere(after: Duration, permit: Option<Permit>) -> Self {
+        Self::Elsewhere { after, spared: Duration::ZERO, permit }
+    }
 }
 
 impl Of<'_, '_> {
@@ -176,7 +186,7 @@ impl<'a> Repeats<'a> {
             Decision::Again { permit: None, .. } if kind == AttemptFailure::StaleConnection => {
                 Ok(Again::SameEndpoint)
             }
-            Decision::Again { after, permit } => Ok(Again::Elsewhere { after, permit }),
+            Decision::Again { after, permit } => Ok(Again::elsewhere(after, permit)),
             // Where nobody has seen it, a budget without a retry says nothing against another endpoint.
             Decision::Stop(stop @ (StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain))
                 if self.may_go_elsewhere(cluster, policy, kind, &facts) =>
@@ -190,7 +200,7 @@ impl<'a> Repeats<'a> {
                         "elsewhere: no endpoint has seen the request",
                     );
                 }
-                Ok(Again::Elsewhere { after: Duration::ZERO, permit: None })
+                Ok(Again::elsewhere(Duration::ZERO, None))
             }
             Decision::Stop(stop) => {
                 let waits = if is_away { self.wait(cluster, policy, &facts) } else { None };
@@ -230,7 +240,7 @@ impl<'a> Repeats<'a> {
         if self.has_tried_all(cluster) || self.unreached.len() > UNSEEN_RETRIES as usize {
             return self.wait(cluster, policy, facts);
         }
-        Some(Again::Elsewhere { after: Duration::ZERO, permit: None })
+        Some(Again::elsewhere(Duration::ZERO, None))
     }
 
     /// What no endpoint has seen waits for one, within bounds; see the cluster's. A policy that wants no retries at all
@@ -320,18 +330,19 @@ impl<'a> Repeats<'a> {
             }
             let facts = of.facts();
             let may = unseen && self.may_go_beside(cluster, policy, of.endpoint, &facts);
-            return may.then_some(Called { kind: None, facts });
+            return may.then_some(Called { kind: None, facts, spared: Duration::ZERO });
         };
         let worker = &self.conn.worker;
         let now = worker.now();
-        let push_back = match answer::push_back(response, || worker.shared.clock.wall()) {
-            // Of whom it was said is not asked.
-            Some(PushBack::Spare(_)) if cluster.has_another(tried, now) => None,
-            said => said,
-        };
-        let mut facts = RequestFacts { push_back, ..of.facts() };
+        let said = answer::push_back(response, || worker.shared.clock.wall());
+        let of_itself = said.filter(|said| matches!(said, PushBack::Spare(_)));
+        // What is longer than it may wait counts while nobody else is there, and then there is no other attempt.
+        let spared = of_itself.and_then(|said| said.wait(of.deadlines.end(), now)).unwrap_or_default();
+        // Of whom it was said is not asked.
+        let is_moot = of_itself.is_some() && cluster.has_another(&Wanted { tried, ..Wanted::default() }, now);
+        let mut facts = RequestFacts { push_back: said.filter(|_| !is_moot), ..of.facts() };
         facts.idempotent |= unseen;
-        let called = Called { kind: Some(kind), facts };
+        let called = Called { kind: Some(kind), facts, spared };
         if self.state(cluster, Some(policy)).would_repeat(kind, &facts, now) {
             return Some(called);
         }
@@ -384,10 +395,12 @@ impl<'a> Repeats<'a> {
             let now = self.conn.worker.now();
             let may = self.state(cluster, policy).may_repeat(now);
             self.unseen += u8::from(may);
-            return may.then_some(Again::Elsewhere { after: Duration::ZERO, permit: None });
+            return may.then_some(Again::elsewhere(Duration::ZERO, None));
         };
         match self.decide(cluster, policy, kind, (&called.facts, of.endpoint, tried), journey) {
-            Decision::Again { after, permit } => Some(Again::Elsewhere { after, permit }),
+            Decision::Again { after, permit } => {
+                Some(Again::Elsewhere { after, spared: called.spared, permit })
+            }
             Decision::Stop(stop) => {
                 if stop.is_for_good() {
                     kin::failed_for_good(self.conn, of.head.fields);

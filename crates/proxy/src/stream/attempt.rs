@@ -42,9 +42,27 @@ const fn facts(tried: &[u64]) -> RequestFacts<'_> {
 /// A connection to an endpoint, counted as long as it lives.
 pub(super) struct Upstream {
     pub(super) end: End,
+    untold: Option<Box<Untold>>,
     _permit: ConnectionPermit,
     /// A tunnel is counted by the connection that carries it.
     _open: Option<OpenUpstream>,
+}
+
+/// What an endpoint has done, and nobody has heard of yet.
+struct Untold {
+    endpoint: Arc<Endpoint>,
+    took: Duration,
+    ticket: Option<Ticket>,
+    trial: Option<Trial>,
+}
+
+impl Upstream {
+    /// The connection carries something: that it could be made is what its endpoint has answered.
+    pub(super) fn is_used(&mut self, cx: &Carried<'_>, way: &Way<'_>) {
+        if let Some(untold) = self.untold.take() {
+            untold.tell(cx, way, AttemptOutcome::Success);
+        }
+    }
 }
 
 /// Connects to an endpoint of the way's service.
@@ -52,6 +70,20 @@ pub(super) struct Upstream {
 /// # Errors
 /// A limit, or none of the endpoints that were tried took the connection.
 pub(super) async fn connect(
+    cx: &Carried<'_>,
+    way: &Way<'_>,
+    journey: &mut Journey,
+) -> Result<Upstream, Failure> {
+    let mut up = connect_ahead(cx, way, journey).await?;
+    up.is_used(cx, way);
+    Ok(up)
+}
+
+/// The same where perhaps nothing goes through it: see [`Upstream::is_used`].
+///
+/// # Errors
+/// As [`connect`].
+pub(super) async fn connect_ahead(
     cx: &Carried<'_>,
     way: &Way<'_>,
     journey: &mut Journey,
@@ -97,9 +129,9 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
         };
         journey.enter(Phase::Connect);
         let outcome = once(cx, way, &endpoint, header.as_ref(), journey).await;
-        observe(cx, way, (&endpoint, &mut retry), (began, ticket, trial), outcome.as_ref().err());
-        let failure = match outcome {
-            Ok((end, open)) => return Ok(Upstream { end, _permit: permit, _open: open }),
+        let began = (began, Arc::clone(&endpoint), ticket, trial);
+        let failure = match ended(cx, way, &mut retry, (outcome, permit), began) {
+            Ok(up) => return Ok(up),
             Err(failure) if failure.retry == error::Retry::No => return Err(failure),
             Err(failure) => failure,
         };
@@ -219,28 +251,42 @@ async fn once(
     opened
 }
 
-/// Tells balancer, outlier detection, breaker and budget: a connection is the one answer that an endpoint gives here.
-fn observe(
+/// What an attempt has led to. That it failed is told at once.
+fn ended(
     cx: &Carried<'_>,
     way: &Way<'_>,
-    (endpoint, retry): (&Arc<Endpoint>, &mut Retry),
-    (began, ticket, trial): (Tick, Option<Ticket>, Option<Trial>),
-    failure: Option<&Failure>,
-) {
-    let outcome = match failure {
-        None => AttemptOutcome::Success,
-        Some(Failure { fault: Fault::Upstream, .. }) => AttemptOutcome::Failure,
-        Some(_) => return,
-    };
-    retry.ended(failure.is_none());
-    let worker = cx.worker;
-    let now = worker.now();
-    let answer = Answer::new(outcome, now.since(began));
-    if let Some(trial) = trial {
-        worker.shifted(way.cluster, way.cluster.tried(trial, &answer, now));
+    retry: &mut Retry,
+    (outcome, permit): (Result<(End, Option<OpenUpstream>), Failure>, ConnectionPermit),
+    (began, endpoint, ticket, trial): (Tick, Arc<Endpoint>, Option<Ticket>, Option<Trial>),
+) -> Result<Upstream, Failure> {
+    let untold = Untold { endpoint, took: cx.worker.now().since(began), ticket, trial };
+    match outcome {
+        Ok((end, open)) => {
+            retry.ended(true);
+            Ok(Upstream { end, untold: Some(Box::new(untold)), _permit: permit, _open: open })
+        }
+        Err(failure) => {
+            if failure.fault == Fault::Upstream {
+                retry.ended(false);
+                untold.tell(cx, way, AttemptOutcome::Failure);
+            }
+            Err(failure)
+        }
     }
-    worker.attempted(way.cluster, endpoint, &answer, now);
-    if let Some(ticket) = ticket {
-        worker.breaker_ends(ticket, &answer, now);
+}
+
+impl Untold {
+    /// Tells balancer, outlier detection and breaker: a connection is the one answer that an endpoint gives here.
+    fn tell(self, cx: &Carried<'_>, way: &Way<'_>, outcome: AttemptOutcome) {
+        let Self { endpoint, took, ticket, trial } = self;
+        let worker = cx.worker;
+        let (now, answer) = (worker.now(), Answer::new(outcome, took));
+        if let Some(trial) = trial {
+            worker.shifted(way.cluster, way.cluster.tried(trial, &answer, now));
+        }
+        worker.attempted(way.cluster, &endpoint, &answer, now);
+        if let Some(ticket) = ticket {
+            worker.breaker_ends(ticket, &answer, now);
+        }
     }
 }

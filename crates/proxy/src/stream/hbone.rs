@@ -20,6 +20,7 @@ use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
+use crate::http::received::Received;
 use crate::http::stream::told;
 use crate::http::tunnel::Tunnel;
 use crate::io::Io;
@@ -33,6 +34,7 @@ pub(crate) async fn serve(
     request: http::Request<h2::RecvStream>,
     mut respond: SendResponse<Payload>,
     backlog: &Rc<Backlog>,
+    received: &Rc<Received>,
 ) {
     let view = conn.worker.view();
     let cx = Carried::of(&conn);
@@ -47,7 +49,7 @@ pub(crate) async fn serve(
     };
     let outcome = match (opened, answered) {
         (Ok((mut app, inbound, port)), Ok(sink)) => {
-            let source = H2Source::new(request.into_body(), &conn.worker.shared.settings.limits);
+            let source = H2Source::new(request.into_body(), received, &conn.worker.shared.settings.limits);
             let tunnel = Tunnel::new(source, sink, None);
             let mut down = match port.protocol.is_opaque() {
                 true => End::Tunnel(Box::new(tunnel)),
@@ -127,7 +129,7 @@ fn takes_tunnels(inbound: &Inbound, port: &InboundPort) -> Result<(), Failure> {
         Some(Inside::Http1 | Inside::Http2) => "its port declares HTTP: it takes requests, and no tunnels",
         // Which bytes it would take for a request nobody knows better than the application.
         None if inbound.speaks_http(port.app_port) => {
-            "its application has answered in HTTP, or has been declared to: it takes requests, and no tunnels unless its port declares tcp"
+            "its application has answered in HTTP, or another service declares that it does: it takes requests, and no tunnels unless its port declares tcp"
         }
         None => return Ok(()),
     };

@@ -34,6 +34,9 @@ use crate::worker::View;
 /// How long a connection whose port declares nothing may be silent before it is taken for opaque.
 const DETECTION: Duration = Duration::from_millis(50);
 
+/// Why an opaque connection is not carried though its tunnel could be made.
+const ROUTED: &str = "HTTP routes are attached to the service, and the connection shows no HTTP";
+
 /// What a connection turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Inside {
@@ -117,7 +120,7 @@ async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
         None => journey.discard(),
         Some(Shown::Http(http2)) if door == Door::Connect => requests(conn, wire, journey, http2).await,
         Some(Shown::Silence) if door == Door::Connect => {
-            if let Some(speaks) = Box::pin(silent::carry(&conn, port, wire, journey)).await {
+            if let Some(speaks) = Box::pin(silent::carry(&conn, port, authority, wire, journey)).await {
                 requests(conn, speaks.wire, speaks.journey, Some(speaks.http2)).await;
             }
         }
@@ -127,7 +130,7 @@ async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
                 (Shown::Http(_), _) => {
                     "this is HTTP, and the door of one service is for opaque connections: call it by HTTP_PROXY"
                 }
-                (_, true) => "HTTP routes are attached to the service, and the connection shows no HTTP",
+                (_, true) => ROUTED,
                 (_, false) => return Box::pin(carry(&conn, port, wire, journey, false)).await,
             };
             journey.failed(&Failure::downstream(Cause::DownstreamProtocolError).because(why));

@@ -12,7 +12,8 @@
 //!
 //! Nothing of this costs a request more than a number that it takes along. Libraries of gRPC end connections that are asked too often
 //! while they have nothing to say: more than twice, less than five minutes apart, since the last frame of a response. So whoever is
-//! no proxy of the mesh is asked no more often than that.
+//! no proxy of the mesh is asked no more often than that, the PINGs by which the round trip is measured ([`crate::http::windows`])
+//! among them.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -47,7 +48,7 @@ pub(super) struct Alive {
     /// When one was last sent, and how many have been since the peer last said something of a response.
     last: Cell<Tick>,
     in_a_row: Cell<u8>,
-    /// Since when a PING has been on its way.
+    /// Since when a PING has been on its way that was asked for here, in silence: what others ask for may stand behind much DATA.
     unanswered: Cell<Option<Tick>>,
     /// It has said something when such an answer was overdue: it does not answer them, and nothing is learnt by another. One that is
     /// overtaken by what was on its way says nothing.
@@ -101,8 +102,8 @@ impl Alive {
     /// The sweep looks at it. `on_the_way`: how much of what was sent has not reached the peer's host.
     pub(super) fn look(&self, seen: &Seen, on_the_way: impl Fn() -> u64) -> Next {
         let &Seen { now, moved, .. } = seen;
-        let since = self.unanswered.get().filter(|_| !seen.late).unwrap_or(now);
-        self.unanswered.set(seen.is_asked.then_some(since));
+        let since = |since| if seen.late { now } else { since };
+        self.unanswered.set(self.unanswered.get().filter(|_| seen.is_asked).map(since));
         if self.hears(moved, now) {
             self.carried.set(seen.carried);
             return if self.doubted.replace(false) { Next::Trust } else { Next::Nothing };
@@ -122,9 +123,16 @@ impl Alive {
             return if now.since(asked) >= ANSWER { Next::GiveUp } else { Next::Nothing };
         }
         let waits = seen.is_busy || seen.carried != self.carried.get();
-        if waits && now.since(self.since.get()) >= SILENCE && self.may_ask(now) {
-            self.asks(now, arrived(moved, on_the_way()));
-            return Next::Ask;
+        if waits && now.since(self.since.get()) >= SILENCE {
+            // One that somebody else has sent does as well.
+            let is_asked = seen.is_asked && !self.ignores.get();
+            if is_asked || self.may_ask(now) {
+                self.waits(now, arrived(moved, on_the_way()));
+                if !is_asked {
+                    self.sends(now);
+                }
+                return Next::Ask;
+            }
         }
         Next::Nothing
     }
@@ -138,7 +146,8 @@ impl Alive {
             return Next::Nothing;
         }
         if self.may_ask(now) {
-            self.asks(now, arrived(moved, on_the_way()));
+            self.waits(now, arrived(moved, on_the_way()));
+            self.sends(now);
             self.doubted.set(true);
             return Next::Ask;
         }
@@ -168,9 +177,16 @@ impl Alive {
         self.doubted.replace(false)
     }
 
-    /// The peer has said something of a response.
+    /// The peer has said something of a response since it last answered.
     pub(super) fn spoke(&self) {
         self.in_a_row.set(0);
+    }
+
+    /// A PING is sent for another reason, to a peer that has spoken.
+    pub(super) fn is_asked_besides(&self) {
+        if !self.in_mesh {
+            self.in_a_row.set(self.in_a_row.get().saturating_add(1));
+        }
     }
 
     fn may_ask(&self, now: Tick) -> bool {
@@ -178,10 +194,13 @@ impl Alive {
         !self.ignores.get() && (self.in_a_row.get() < most || now.since(self.last.get()) >= pause)
     }
 
-    fn asks(&self, now: Tick, arrived: i64) {
+    fn waits(&self, now: Tick, arrived: i64) {
         self.asked.set(Some(now));
         self.unanswered.set(self.unanswered.get().or(Some(now)));
         self.arrived.set(arrived);
+    }
+
+    fn sends(&self, now: Tick) {
         self.last.set(now);
         self.in_a_row.set(self.in_a_row.get().saturating_add(1));
     }

@@ -192,9 +192,9 @@ impl<'a> Behind<'a> {
         });
     }
 
-    /// It waits for a connection that another one makes. What is returned is to be called when that is there, or is not: that a
-    /// limit had held it up before is still so.
-    pub(super) fn follows(self) -> impl FnOnce() + use<'a> {
+    /// It waits for a connection that another one makes. What is returned is to be called when that is there, or is not, or it is the
+    /// endpoint that keeps it waiting: that a limit had held it up before is still so.
+    pub(super) fn follows(self) -> impl Fn() + use<'a> {
         let before = self.noted.and_then(Noted::get).filter(|ahead| matches!(ahead, Ahead::Past(_)));
         self.waits(Ahead::Dials);
         move || self.set(before)

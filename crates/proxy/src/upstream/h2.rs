@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::task::AbortHandle;
 
 use super::Head;
 use super::alive::{ANSWER, Alive, Next, Seen};
+use super::counted::Counted;
 use super::mesh::Validity;
 use super::pings::Pings;
 use super::pool::{Opened, Room};
@@ -24,23 +26,28 @@ use super::task::Task;
 use crate::error::{Failure, Retry};
 use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
+use crate::http::estimate::SMALLEST;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
+use crate::http::received::Received;
 use crate::http::stream::{Frame, Interim, StreamError, told};
 use crate::http::tunnel::Tunnel;
 use crate::http::upgrade;
+use crate::http::windows::{Bounds, Budget, Windows};
 use crate::replay::Replayed;
 use crate::timers::timeout;
 
-/// Bytes of one response that may be on the way to us unread.
-const STREAM_WINDOW: u32 = 128 * 1024;
 /// Requests of one connection at the same time, however many the peer would take.
 const MAX_STREAMS: usize = 128;
 /// So long a new connection's peer has at least to say how many it takes, before others count on it to take them: `h2` holds them back
-/// until it has said so, and they and their endpoint are what the time is held against, as it was.
+/// until it has said so. What is waited for longer is the endpoint, and what the time is held against.
 const SETTINGS: Duration = Duration::from_millis(100);
-/// The same for all responses of one connection: callers that do not read must not take the window of those beside them.
-const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
+/// The same at most, however long the way there seemed: a connection takes as long to make where an endpoint that takes none off its
+/// queue lets the first packets be lost, and whoever waits for that one's word waits for nothing.
+const FAR: Duration = Duration::from_secs(1);
+/// Bytes of all responses of one connection that may be on the way to us unread, as long as none needs more than the smallest
+/// window: callers that do not read must not take the window of those beside them.
+const CONNECTION_WINDOW: u32 = SMALLEST * MAX_STREAMS as u32;
 /// Bytes of one request's body that wait here for the connection.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Responses that we gave up and whose frames may still be on the way: so many are remembered, and for how long. A caller
@@ -58,13 +65,23 @@ const GIVEN_UP: u32 = 4 * 1024;
 /// full of small messages, and at worst some 50 MiB of our memory.
 const SMALL_FRAMES: usize = 128 * 1024 * 1024;
 
+/// What [`Windows`] go by. That of the connection, which has the most already, grows by so many streams' larger windows; and it was we
+/// who made it.
+const BOUNDS: Bounds = Bounds { window: CONNECTION_WINDOW, streams: 2, is_stranger: false };
+
+/// How long the peer of a new connection has to say how many streams it takes, by how long it takes there and back.
+pub(super) fn patience(round_trip: Duration) -> Duration {
+    // One that is far away has said so, and we have not heard it yet.
+    round_trip.saturating_mul(3).clamp(SETTINGS, FAR)
+}
+
 /// Why a connection that leads nowhere has ended.
 const SILENT: &str = "no answer to a PING within 5 s: the connection leads nowhere";
 
 fn builder(limits: &Limits) -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
-        .initial_window_size(STREAM_WINDOW)
+        .initial_window_size(SMALLEST)
         .initial_connection_window_size(CONNECTION_WINDOW)
         // Until the peer has said how many it takes: what is more it may refuse, and some take one.
         .initial_max_send_streams(1)
@@ -82,6 +99,7 @@ fn builder(limits: &Limits) -> h2::client::Builder {
 pub(crate) struct H2Connection {
     send: RefCell<SendRequest<Payload>>,
     backlog: Rc<Backlog>,
+    received: Rc<Received>,
     streams: Cell<usize>,
     /// When it was last known to carry a stream.
     used: Cell<Tick>,
@@ -119,14 +137,19 @@ impl H2Connection {
         open: Opened,
         now: Tick,
         svid: Option<Validity>,
+        budget: &Arc<Budget>,
     ) -> Result<Rc<Self>, Failure> {
         let (gathered, flusher) = Gathered::new(io);
-        let (send, connection) = builder(limits).handshake(gathered).await.map_err(|error| {
+        let received = Rc::new(Received::new(SMALL_FRAMES));
+        let counted = Counted::new(gathered, Rc::clone(&received));
+        let (send, connection) = builder(limits).handshake(counted).await.map_err(|error| {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(told(&error))
         })?;
         let (ended, left) = (Rc::<Cell<bool>>::default(), Rc::<Cell<bool>>::default());
         let (pings, alive) = (Rc::<Pings>::default(), Rc::new(Alive::new(now, svid.is_some())));
         let task = Task {
+            windows: Box::new(Windows::new(Rc::clone(&received), Arc::clone(budget), BOUNDS)),
+            received: Rc::clone(&received),
             flusher: flusher.clone(),
             pings: Rc::clone(&pings),
             alive: Rc::clone(&alive),
@@ -138,6 +161,7 @@ impl H2Connection {
         Ok(Rc::new(Self {
             send: RefCell::new(send),
             backlog: Rc::default(),
+            received,
             streams: Cell::new(0),
             used: Cell::new(now),
             carried: Cell::new(0),
@@ -214,7 +238,12 @@ impl H2Connection {
         self.alive.is_doubted()
     }
 
-    /// The same, since so much was given up on it. A limit may allow no other beside what runs on it.
+    /// New streams go to another where a limit allows one: what few do not read would take all of its window.
+    pub(crate) fn is_unfit(&self) -> bool {
+        self.received.is_unfit()
+    }
+
+    /// The same as of one in doubt, since so much was given up on it. A limit may allow no other beside what runs on it.
     pub(crate) fn is_worn(&self) -> bool {
         self.given_up.get() >= GIVEN_UP
     }
@@ -291,15 +320,25 @@ impl H2Connection {
         }
     }
 
-    /// Waits until it is [new](Self::is_new) no more.
-    pub(super) async fn settles(&self) {
-        // What comes first are the peer's settings (RFC 9113 section 3.4).
-        let heard = self.pings.heard(|| !self.is_new());
-        // One that is far away has said so, and we have not heard it yet.
-        let patience = SETTINGS.max(self.open.round_trip.saturating_mul(3));
-        if timeout(patience, heard).await.is_err() {
-            self.silent.set(true);
+    /// Waits until it is [new](Self::is_new) no more, or takes another stream, or none since it may lead nowhere. `late` is called when
+    /// what is waited for is the endpoint.
+    pub(super) async fn settles(&self, late: impl FnOnce()) {
+        if self.says_within(SETTINGS).await {
+            return;
         }
+        late();
+        let left = self.open.patience.saturating_sub(SETTINGS);
+        if left.is_zero() || !self.says_within(left).await {
+            self.silent.set(true);
+            // Who waits beside us waits for the same.
+            self.pings.moved();
+        }
+    }
+
+    async fn says_within(&self, time: Duration) -> bool {
+        // What comes first are the peer's settings (RFC 9113 section 3.4).
+        let says = self.pings.heard(|| !self.is_new() || self.has_room() || self.is_doubted());
+        timeout(time, says).await.is_ok()
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -426,11 +465,6 @@ impl Stream {
         Self { connection: Rc::clone(connection), opened: clock.now(), heard, is_whole: Cell::new(false) }
     }
 
-    /// Something of its response has come.
-    pub(crate) fn spoke(&self) {
-        self.connection.alive.spoke();
-    }
-
     /// Nothing more of it will come.
     pub(crate) fn is_whole(&self) {
         self.is_whole.set(true);
@@ -453,6 +487,7 @@ impl Drop for Stream {
             self.connection.given_up.set(self.connection.given_up.get().saturating_add(1));
         }
         self.connection.room.call();
+        self.connection.pings.moved();
         self.connection.used.set(self.connection.used.get().max(self.opened));
     }
 }
@@ -509,8 +544,7 @@ impl H2Exchange {
         }
         convert::response_into(&http::Response::from_parts(parts, ()), is_end, head)?;
         convert::check_bounds(&head.fields, &convert::with_fields_of_proxies(*limits))?;
-        self.stream.spoke();
-        self.source = Some(H2Source::new(recv, limits));
+        self.source = Some(H2Source::new(recv, &self.stream.connection.received, limits));
         self.response = None;
         match self.key.take() {
             Some(key) if head.status / 100 == 2 => {
@@ -546,11 +580,8 @@ impl H2Exchange {
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         let frame = self.source.as_mut().expect("a body follows its head").poll_frame(cx);
-        if let Poll::Ready(frame) = &frame {
-            self.stream.spoke();
-            if matches!(frame, Ok(Frame::End(_))) {
-                self.stream.is_whole();
-            }
+        if matches!(frame, Poll::Ready(Ok(Frame::End(_)))) {
+            self.stream.is_whole();
         }
         frame
     }

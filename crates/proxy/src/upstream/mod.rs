@@ -7,6 +7,7 @@
 mod alive;
 pub(crate) mod behind;
 pub(crate) mod connect;
+mod counted;
 pub(crate) mod h1;
 pub(crate) mod h2;
 mod line;

@@ -21,6 +21,7 @@ use super::pool::{EndpointPool, Opened};
 use super::shared::{self, Dials};
 use super::turn::{Turn, admitted};
 use super::{Head, mesh};
+use crate::engine::Shared;
 use crate::error::{Failure, Retry};
 use crate::http::tunnel::Tunnel;
 use crate::io::Io;
@@ -306,5 +307,6 @@ async fn dial(
         Speaks::Http1 | Speaks::Http2 => (Replayed::new(bytes::BytesMut::new(), Io::Tcp(tcp)), None),
     };
     let opened = Opened::new(pool, permit, worker.connected(), (asked, stood));
-    H2Connection::start(io, &worker.shared.settings.limits, opened, worker.now(), svid).await
+    let Shared { settings, memory, .. } = &*worker.shared;
+    H2Connection::start(io, &settings.limits, opened, worker.now(), svid, memory.windows()).await
 }

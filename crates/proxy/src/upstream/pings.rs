@@ -58,9 +58,9 @@ impl Pings {
         }
     }
 
-    /// Whether one is on its way that has not been answered.
+    /// Whether one is on its way that has not been answered, or about to be.
     pub(super) fn is_under_way(&self) -> bool {
-        self.under_way.get()
+        self.under_way.get() || self.wanted.get()
     }
 
     /// The connection's task has something to look at.

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use super::behind::Behind;
 use super::h1::H1Client;
-use super::h2::H2Connection;
+use super::h2::{H2Connection, patience};
 use super::line::Line;
 use super::open::is_app;
 use crate::error::Failure;
@@ -67,6 +67,8 @@ pub(crate) struct Opened {
     pub(crate) since: Tick,
     /// How long what we send takes to the peer, and its answer to us, as it was when the connection was made.
     pub(crate) round_trip: Duration,
+    /// How long its peer has to say how many streams it takes.
+    pub(super) patience: Duration,
     pool: Weak<EndpointPool>,
     permit: Option<ConnectionPermit>,
     _gauge: OpenUpstream,
@@ -81,7 +83,9 @@ impl Opened {
         (asked, since): (Tick, Tick),
     ) -> Self {
         pool.open.set(pool.open.get() + 1);
-        Self { since, round_trip: since.since(asked), pool: Rc::downgrade(pool), permit, _gauge: gauge }
+        let round_trip = since.since(asked);
+        let patience = patience(round_trip);
+        Self { since, round_trip, patience, pool: Rc::downgrade(pool), permit, _gauge: gauge }
     }
 
     /// Who is told that it takes more streams.
@@ -369,7 +373,7 @@ impl EndpointPool {
             }
             if let Some(new) = self.new_one() {
                 let made = behind.follows();
-                new.settles().await;
+                new.settles(&made).await;
                 behind.in_time()?;
                 made();
                 continue;
@@ -411,13 +415,16 @@ impl EndpointPool {
         self.dialing.get() || self.new_one().is_some()
     }
 
-    /// A shared connection that may take more streams than one as soon as its peer has said so.
+    /// A shared connection that may take more streams than one as soon as its peer has said so. One that takes another at once is
+    /// not waited for: where it is passed over, that is for a limit.
     fn new_one(&self) -> Option<Rc<H2Connection>> {
-        self.shared.borrow().iter().find(|connection| connection.is_new() && is_sound(connection)).cloned()
+        let shared = self.shared.borrow();
+        let is_waited_for = |one: &H2Connection| one.is_new() && is_sound(one) && !one.has_room();
+        shared.iter().find(|connection| is_waited_for(connection)).cloned()
     }
 
     /// A shared connection that takes another stream. One in doubt takes none, unless the one that was made in its place is no
-    /// better: it is the endpoint, then, that does not answer, and not the way there. Nor does one that is worn.
+    /// better: it is the endpoint, then, that does not answer, and not the way there. Nor does one that is worn, or unfit.
     pub(crate) fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
         let mut doubted = 0;
@@ -445,9 +452,9 @@ impl EndpointPool {
     }
 }
 
-/// Neither in doubt nor worn.
+/// Neither in doubt nor worn, and fit for more streams.
 fn is_sound(connection: &H2Connection) -> bool {
-    !connection.is_doubted() && !connection.is_worn()
+    !connection.is_doubted() && !connection.is_worn() && !connection.is_unfit()
 }
 
 /// Those that may take another stream: all of them, unless a limit has fallen. Then those that are sound go first, and what is beyond it

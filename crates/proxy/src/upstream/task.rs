@@ -11,10 +11,13 @@ use h2::client::Connection;
 use tokio::time::{Sleep, sleep};
 
 use super::alive::Alive;
+use super::counted::Counted;
 use super::pings::Pings;
 use super::pool::Room;
-use crate::gather::{Flusher, Gathered};
+use crate::gather::Flusher;
 use crate::http::payload::Payload;
+use crate::http::received::Received;
+use crate::http::windows::Windows;
 
 /// So long the goodbye of a connection that nobody uses any more may take: a peer that does not read would hold it for as long
 /// as it likes.
@@ -23,6 +26,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// What it works with beside the connection.
 pub(super) struct Task {
     pub(super) flusher: Flusher,
+    pub(super) windows: Box<Windows>,
+    pub(super) received: Rc<Received>,
     pub(super) pings: Rc<Pings>,
     pub(super) alive: Rc<Alive>,
     /// Set when it has ended.
@@ -35,16 +40,32 @@ pub(super) struct Task {
 
 impl Task {
     /// Runs until the connection has ended. Each stream learns of that by itself.
-    pub(super) async fn carry(self, mut connection: Connection<Gathered, Payload>) {
+    pub(super) async fn carry(mut self, mut connection: Connection<Counted, Payload>) {
         let mut ping_pong = connection.ping_pong().expect("asked for once");
         let mut most = connection.max_concurrent_send_streams();
         let mut goodbye = None;
+        let mut frames = 0;
         let done = poll_fn(|cx| {
-            if self.pings.turn(cx, &mut ping_pong) && self.alive.answered() {
-                self.room.call();
+            let answered = self.pings.turn(cx, &mut ping_pong);
+            if answered {
+                // What has come until now may have been written before the peer saw the PING.
+                frames = self.received.came().frames;
+                if self.alive.answered() {
+                    self.room.call();
+                }
+            }
+            if self.windows.turn(answered, !self.pings.is_under_way(), &mut connection) {
+                self.pings.ask();
+                self.alive.is_asked_besides();
             }
             let done = Pin::new(&mut connection).poll(cx);
             self.pings.moved();
+            if !self.pings.is_under_way() {
+                let before = std::mem::replace(&mut frames, self.received.came().frames);
+                if before < frames {
+                    self.alive.spoke();
+                }
+            }
             let before = std::mem::replace(&mut most, connection.max_concurrent_send_streams());
             if before < most {
                 self.room.call();

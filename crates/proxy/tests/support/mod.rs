@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "a failed unwrap is a failed test")]
 
+pub mod distance;
 pub mod h2;
 pub mod mesh;
 pub mod mirrors;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use meshwork_api::Client;
 use meshwork_api::registry::{Health, Service};
+use meshwork_api::{Client, ClientError};
 use meshwork_base::{Clock, Rng as _, ThreadRng};
 use meshwork_decision::simulator::Scenario;
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
@@ -111,21 +111,12 @@ impl Mesh {
     /// Waits until so many instances of the fleet are in use.
     pub(super) async fn uses(&self, count: usize) -> Result<(), LiveError> {
         let client = Client::http(&format!("http://{}", SocketAddr::new(self.base.into(), API)))?;
-        let looking = async {
-            loop {
-                let services: Vec<Service> =
-                    client.json(http::Method::GET, "/v1/services", &[], Bytes::new()).await?;
-                let fleet = services.iter().filter(|service| service.name == FLEET);
-                let used = fleet.flat_map(|service| &service.instances);
-                if used.filter(|instance| instance.health == Health::Passing).count() >= count {
-                    return Ok(());
-                }
-                sleep(LOOK).await;
-            }
-        };
-        let folder = self.data_dir().to_owned();
-        let unused = |_| Err(LiveError::Unused { count, within: READY, folder });
-        timeout(READY, looking).await.unwrap_or_else(unused)
+        let mut failed = None;
+        let used = timeout(READY, until_used(&client, count, &mut failed)).await;
+        used.map_err(|_| match failed {
+            Some(error) => error.into(),
+            None => LiveError::Unused { count, within: READY, folder: self.data_dir().to_owned() },
+        })
     }
 
     /// What explains an error stays.
@@ -152,6 +143,25 @@ impl Drop for Mesh {
     }
 }
 
+/// Waits until so many instances of the fleet are in use. A machine that has just started everybody may keep the control plane from
+/// answering, which is no answer; why it last has not is noted.
+async fn until_used(client: &Client, count: usize, failed: &mut Option<ClientError>) {
+    loop {
+        match client.json::<Vec<Service>>(http::Method::GET, "/v1/services", &[], Bytes::new()).await {
+            Ok(services) => {
+                let fleet = services.iter().filter(|service| service.name == FLEET);
+                let used = fleet.flat_map(|service| &service.instances);
+                if used.filter(|instance| instance.health == Health::Passing).count() >= count {
+                    return;
+                }
+                *failed = None;
+            }
+            Err(error) => *failed = Some(error),
+        }
+        sleep(LOOK).await;
+    }
+}
+
 /// The first of 254 addresses, where nobody has it.
 fn base() -> Result<Ipv4Addr, LiveError> {
     let mut rng = ThreadRng::new();
@@ -162,4 +172,42 @@ fn base() -> Result<Ipv4Addr, LiveError> {
     };
     let found = (1..DRAWS).find_map(|_| free().ok());
     found.map_or_else(free, Ok).map_err(LiveError::io("an address of 127.0.0.0/8 for the platform"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::Router;
+    use axum::http::StatusCode;
+    use axum::response::{IntoResponse, Response};
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_control_plane_that_does_not_answer_yet_is_asked_again() {
+        let asked = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&asked);
+        let answer = move || {
+            let nth = counted.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(if nth < 2 { busy() } else { fleet(nth == 3) })
+        };
+        let role = Router::new().route("/v1/services", axum::routing::get(answer));
+        let (client, mut failed) = (Client::in_memory("control plane", role), None);
+        let used = until_used(&client, 1, &mut failed);
+        timeout(READY, used).await.expect("it answers at last");
+        assert_eq!(asked.load(Ordering::Relaxed), 4, "twice it fails, once its instance is not in use");
+        assert!(failed.is_none(), "it has answered since");
+    }
+
+    fn busy() -> Response {
+        StatusCode::SERVICE_UNAVAILABLE.into_response()
+    }
+
+    fn fleet(is_in_use: bool) -> Response {
+        let health = if is_in_use { "passing" } else { "critical" };
+        let instance = json!({"id": "a", "address": "a", "node": "a", "ports": {}, "weight": 1, "tags": [], "metadata": {}, "health": health});
+        axum::Json(json!([{"name": FLEET, "namespace": "default", "instances": [instance]}])).into_response()
+    }
 }

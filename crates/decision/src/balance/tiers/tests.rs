@@ -281,6 +281,40 @@ fn only_peak_ewma_passes_by_who_has_failed_while_another_of_the_zone_has_not() {
 }
 
 #[test]
+fn a_zone_all_of_which_asks_to_be_left_alone_is_unless_a_hash_leads_there() {
+    let answer = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+    let asks = Answer { push_back: Some(Duration::from_secs(30)), ..answer };
+    for of in ALGORITHMS {
+        let world = world(&three_zones(), algorithm(of));
+        let own = world.endpoints("z0");
+        own[1..].iter().for_each(|one| drop(world.cluster.record(one, &asks, at(1))));
+        assert_eq!(world.share("z0", at(2)), 1_000, "{of:?}: one has not asked");
+        drop(world.cluster.record(&own[0], &asks, at(1)));
+        let is_left = world.share("z0", at(2)) == 0;
+        assert_eq!(is_left, of.shape().is_none(), "{of:?}");
+        assert_eq!(world.share("z0", at(32)), 1_000, "{of:?}: its time is over");
+    }
+}
+
+/// Each time-out makes an endpoint rest for four seconds, whatever comes after it.
+#[test]
+fn a_zone_with_too_much_to_do_is_left_though_it_answers_well_in_between() {
+    for of in ALGORITHMS {
+        let world = world(&three_zones(), algorithm(of));
+        let timed_out = Answer::new(AttemptOutcome::Failure, Duration::from_secs(1));
+        let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(900));
+        let own = world.endpoints("z0");
+        for one in &own[1..] {
+            [timed_out, well].iter().for_each(|answer| drop(world.cluster.record(one, answer, at(1))));
+        }
+        assert_eq!(world.share("z0", at(2)), 1_000, "{of:?}: one has not failed");
+        [timed_out, well].iter().for_each(|answer| drop(world.cluster.record(&own[0], answer, at(2))));
+        assert_eq!(world.share("z0", at(3)), 0, "{of:?}");
+        assert!(world.share("z0", at(6)) > 900, "{of:?}: their rest is over");
+    }
+}
+
+#[test]
 fn one_failure_moves_nothing() {
     let world = world(&three_zones(), algorithm(Algorithm::RoundRobin));
     let failure = Answer::new(AttemptOutcome::Failure, Duration::from_millis(1));
@@ -313,6 +347,40 @@ fn a_zone_that_answers_slowly_is_left_for_one_that_does_not() {
     let slow = Answer::new(AttemptOutcome::Success, Duration::from_secs(1));
     drop(strict.cluster.record(&strict.endpoints("z0")[0], &slow, at(1)));
     assert_eq!(strict.share("z0", at(1)), 1_000, "a second priority waits for the first to be unwell");
+}
+
+/// A near one, and in the next zone one that is quick and one that was far slower.
+fn beside_a_slow_one(near_millis: u64) -> World {
+    let endpoints = [(0, "r", ""), (1, "r", ""), (1, "r", "")];
+    let world = world(&endpoints, algorithm(Algorithm::PeakEwma));
+    for (endpoint, millis) in world.cluster.endpoints().all().iter().zip([near_millis, 60, 3_000]) {
+        let answer = Answer::new(AttemptOutcome::Success, Duration::from_millis(millis));
+        drop(world.cluster.record(endpoint, &answer, at(1)));
+    }
+    world
+}
+
+#[test]
+fn a_request_that_stays_looks_at_nobody_in_the_next_zone() {
+    let world = beside_a_slow_one(100);
+    assert_eq!(world.share("z0", at(5)), 1_000, "60 ms are not less than half of 100");
+    world.endpoints("z0")[0].stats.standing.eject_until(at(100).as_nanos());
+    let slow = world.endpoints("z1")[1].id;
+    let mut rng = SeededRng::new(11);
+    // Shares are fresh again.
+    let now = at(5).after(Duration::from_millis(20));
+    let looks = (0..400).filter(|_| world.cluster.pick(now, &mut rng, &[]).expect("one").id == slow);
+    assert_eq!(looks.count(), 1, "nobody looks at it yet");
+}
+
+#[test]
+fn of_requests_that_go_to_the_next_zone_one_in_hundreds_looks_there() {
+    let world = beside_a_slow_one(1_000);
+    let slow = world.endpoints("z1")[1].id;
+    let mut rng = SeededRng::new(11);
+    let picked: Vec<_> = (0..400).map(|_| world.cluster.pick(at(5), &mut rng, &[]).expect("one")).collect();
+    assert!(picked.iter().all(|one| *one.zone == *"z1"), "it takes less than half of the time there");
+    assert_eq!(picked.iter().filter(|one| one.id == slow).count(), 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use meshwork_messages::v1;
+use proptest::prelude::*;
 
 use super::*;
 use crate::builder::SnapshotBuilder;
@@ -115,6 +116,22 @@ fn whoever_is_called_and_leaves_has_the_next_one_called_and_who_found_nothing_ha
 }
 
 #[test]
+fn who_was_not_called_calls_nobody_when_it_meets_the_other_limit_or_leaves() {
+    let cluster = cluster(10, 10);
+    let [one, _] = endpoints(&cluster);
+    for limits in [
+        [ConnectionLimit::Service, ConnectionLimit::Endpoint],
+        [ConnectionLimit::Endpoint, ConnectionLimit::Service],
+    ] {
+        let (mut moves, _called) = waits(&cluster, &one, limits[0]);
+        let others = limits.map(|limit| waits(&cluster, &one, limit));
+        let _called = waits_again(&mut moves, limits[1]);
+        drop(moves);
+        assert!(others.iter().all(|(_, called)| called.try_recv().is_err()), "there is no room: {limits:?}");
+    }
+}
+
+#[test]
 fn a_connection_is_wanted_while_somebody_waits_for_its_endpoint_or_service() {
     let cluster = cluster(1, 1);
     let [one, other] = endpoints(&cluster);
@@ -208,6 +225,7 @@ fn a_limit_that_is_raised_or_gone_calls_all_who_wait_and_lets_them_in_by_whateve
         assert!(all.iter().all(|(_, called)| called.try_recv().is_err()), "nothing is otherwise: {limit:?}");
         let _now = built(&mut builder, after.0, after.1);
         assert!(all.iter().all(|(_, called)| called.try_recv().is_ok()), "{limit:?}, {after:?}");
+        assert!(!cluster.shared.room.is_awaited() && !one.stats.room.is_awaited(), "nobody waits any more");
         let held = [(); 2].map(|()| connect(&cluster, &one));
         assert!(held.iter().all(Result::is_ok), "the limit of now: {limit:?}, {after:?}");
     }
@@ -225,4 +243,148 @@ fn a_limit_that_has_fallen_calls_nobody_and_holds_for_those_who_wait() {
     held[0] = None;
     assert!(called.try_recv().is_ok());
     assert_eq!(connect(&cluster, &one).unwrap_err(), ConnectionLimit::Service, "there are two still");
+}
+
+/// One who waits, and whether it was called since it waits; for an endpoint, by its place.
+struct Waits {
+    of: usize,
+    room: AwaitedRoom,
+    call: Receiver<()>,
+    called: bool,
+    /// It has passed on what it was called for, and waits for no limit.
+    stands_by: bool,
+}
+
+/// Callers of two endpoints, one after the other.
+struct Crowd {
+    cluster: Arc<Cluster>,
+    endpoints: [Arc<Endpoint>; 2],
+    most: [u32; 2],
+    held: Vec<ConnectionPermit>,
+    waiting: Vec<Waits>,
+}
+
+impl Crowd {
+    fn new(of_service: u32, of_each: u32) -> Self {
+        let cluster = cluster(of_service, of_each);
+        let (endpoints, most) = (endpoints(&cluster), [of_service, of_each]);
+        Self { cluster, endpoints, most, held: Vec::new(), waiting: Vec::new() }
+    }
+
+    fn comes(&mut self, of: usize) {
+        if let Err(limit) = self.connects(of) {
+            let (room, call) = waits(&self.cluster, &self.endpoints[of], limit);
+            self.looks_again(Waits { of, room, call, called: false, stands_by: false });
+        }
+    }
+
+    fn connects(&mut self, to: usize) -> Result<(), ConnectionLimit> {
+        self.held.push(connect(&self.cluster, &self.endpoints[to])?);
+        Ok(())
+    }
+
+    /// It is there, or joins the line before another limit and looks once more, until it meets none that it has not joined.
+    fn looks_again(&mut self, mut one: Waits) {
+        match self.connects(one.of) {
+            Ok(()) => one.room.used(),
+            Err(limit) if limit == one.room.limit() => self.waiting.push(one),
+            Err(limit) => {
+                one.call = waits_again(&mut one.room, limit);
+                self.looks_again(one);
+            }
+        }
+    }
+
+    /// One that was called, or stands by, looks whether there is room.
+    fn looks(&mut self, mut one: Waits) {
+        match self.connects(one.of) {
+            Ok(()) => one.room.used(),
+            Err(limit) => {
+                (one.call, one.called, one.stands_by) = (waits_again(&mut one.room, limit), false, false);
+                self.looks_again(one);
+            }
+        }
+    }
+
+    fn takes_calls(&mut self) {
+        self.waiting.iter_mut().for_each(|one| one.called |= one.call.try_recv().is_ok());
+    }
+
+    /// Takes one out that was called, or stands by, if there is one.
+    fn one_of(&mut self, stands_by: bool, which: usize) -> Option<Waits> {
+        let is_one = |one: &Waits| if stands_by { one.stands_by } else { one.called && !one.stands_by };
+        let all: Vec<usize> = (0..self.waiting.len()).filter(|at| is_one(&self.waiting[*at])).collect();
+        (!all.is_empty()).then(|| self.waiting.swap_remove(all[which % all.len()]))
+    }
+
+    fn steps(&mut self, step: u8, which: usize) {
+        match step {
+            0..3 => self.comes(which % 2),
+            3..5 if !self.held.is_empty() => drop(self.held.swap_remove(which % self.held.len())),
+            5 | 6 => {
+                if let Some(one) = self.one_of(false, which) {
+                    self.looks(one);
+                }
+            }
+            7 => {
+                if let Some(mut one) = self.one_of(false, which) {
+                    one.room.pass();
+                    (one.called, one.stands_by) = (false, true);
+                    self.waiting.push(one);
+                }
+            }
+            8 => {
+                if let Some(one) = self.one_of(true, which) {
+                    self.looks(one);
+                }
+            }
+            9 if !self.waiting.is_empty() => drop(self.waiting.swap_remove(which % self.waiting.len())),
+            _ => {}
+        }
+        self.takes_calls();
+    }
+
+    fn holds(&self) -> Result<(), String> {
+        let [of_service, of_each] = self.most;
+        let waiting = |limit, of: Option<usize>| {
+            let ours =
+                self.waiting.iter().filter(move |one| !one.stands_by && of.is_none_or(|of| one.of == of));
+            let at = ours.filter(move |one| one.room.limit() == limit);
+            at.fold((0, 0), |(called, waits), one| {
+                (called + usize::from(one.called), waits + usize::from(!one.called))
+            })
+        };
+        let mut called_by_any = waiting(ConnectionLimit::Service, None).0;
+        for (at, endpoint) in self.endpoints.iter().enumerate() {
+            let (called, waits) = waiting(ConnectionLimit::Endpoint, Some(at));
+            called_by_any += called;
+            crate::invariants::room(of_each - endpoint.stats.connections(), called, waits)?;
+            if endpoint.stats.room.is_awaited() != (waits > 0) {
+                return Err(format!("{waits} wait for {}, and that is not known", endpoint.address()));
+            }
+        }
+        let waits = waiting(ConnectionLimit::Service, None).1;
+        crate::invariants::room(
+            of_service - self.cluster.in_use(crate::limits::Limited::Connection),
+            called_by_any,
+            waits,
+        )
+    }
+}
+
+proptest! {
+    /// Whoever comes, leaves, is called, passes it on and comes again: nobody waits where there is room that nobody was called for.
+    #[test]
+    fn nobody_waits_where_there_is_room(
+        (of_service, of_each) in (1u32..5, 1u32..4),
+        steps in prop::collection::vec((0u8..10, any::<usize>()), 1..120),
+    ) {
+        let mut crowd = Crowd::new(of_service, of_each);
+        for (step, which) in steps {
+            crowd.steps(step, which);
+            prop_assert_eq!(crowd.holds(), Ok(()), "after step {}", step);
+        }
+        crowd.waiting.clear();
+        prop_assert!(!crowd.cluster.shared.room.is_awaited(), "nobody is left");
+    }
 }

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meshwork_decision::{Cause, OutboundPort};
-use tokio::io::{AsyncRead as _, ReadBuf};
-use tokio::time::sleep;
+use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWriteExt as _, ReadBuf};
+use tokio::time::{sleep, timeout};
 
-use super::{DETECTION, Shown, shown, speaks};
+use super::{DETECTION, ROUTED, Shown, port, shown, speaks};
 use crate::connections::Phase;
 use crate::downstream::connection::Conn;
-use crate::error::Failure;
-use crate::stream::attempt;
+use crate::error::{Failure, Fault};
+use crate::stream::attempt::{self, Upstream};
 use crate::stream::end::End;
 use crate::stream::journey::Journey;
 use crate::stream::route::Way;
@@ -26,6 +26,8 @@ use crate::wire::Wire;
 
 /// How long a caller that gets no tunnel may still turn out to speak HTTP.
 const REFUSED: Duration = Duration::from_secs(1);
+/// How long the other end of a tunnel that nobody needs has to end it too.
+const LEAVES: Duration = Duration::from_secs(1);
 /// How much of what a server says first is taken before the tunnel begins.
 const FIRST: usize = 1024;
 
@@ -40,43 +42,40 @@ pub(super) struct Late {
 pub(super) async fn carry(
     conn: &Conn,
     port: &OutboundPort,
+    authority: &str,
     mut wire: Wire,
     mut journey: Journey,
 ) -> Option<Late> {
     let cx = Carried::of(conn);
     journey.cluster(&port.cluster);
     let way = Way::new(port.direct().policy(), &port.cluster);
-    let mut up = match Box::pin(attempt::connect(&cx, &way, &mut journey)).await {
-        Ok(up) => up,
-        Err(failure) => {
-            // Where the proxy there knows its application for HTTP it is that, and else may be: what stands in a tunnel's way need
-            // not stand in a request's, and is told in HTTP.
-            let patience = (failure.cause != Cause::DownstreamProtocolError).then_some(REFUSED);
-            match speaks(conn, &mut wire, patience).await {
-                Some(Shown::Http(Some(http2))) => return Some(Late { wire, journey, http2 }),
-                None if patience.is_none() => {
-                    journey.discard();
-                    return None;
-                }
-                _ => {}
+    let mut is_first = true;
+    let (mut up, said) = loop {
+        let mut up = match Box::pin(attempt::connect_ahead(&cx, &way, &mut journey)).await {
+            Ok(up) => up,
+            Err(failure) => return without(conn, wire, journey, &failure).await,
+        };
+        conn.entry.enter(Phase::Exchange, conn.worker.now());
+        conn.entry.be_patient(Some(way.timeouts.idle.unwrap_or(transfer::IDLE_TIMEOUT)));
+        let failure = match first(conn, &mut wire, &mut up.end).await {
+            Ok(First::Http2(http2)) => {
+                leave(up);
+                return Some(Late { wire, journey, http2 });
             }
-            journey.failed(&failure);
-            reject::reset(wire.io.tcp());
-            return None;
-        }
+            Ok(First::Opaque(said)) => match opaque(conn, authority) {
+                Ok(()) => break (up, said),
+                Err(failure) => failure,
+            },
+            // Nothing has gone either way yet. If the application has said in HTTP that it will not wait, the proxy there knows it now.
+            Err(failure) if failure.fault == Fault::Upstream && std::mem::take(&mut is_first) => continue,
+            Err(failure) => failure,
+        };
+        journey.failed(&failure);
+        reject::reset(wire.io.tcp());
+        up.end.reset();
+        return None;
     };
-    conn.entry.enter(Phase::Exchange, conn.worker.now());
-    conn.entry.be_patient(Some(way.timeouts.idle.unwrap_or(transfer::IDLE_TIMEOUT)));
-    let said = match first(conn, &mut wire, &mut up.end).await {
-        Ok(First::Http2(http2)) => return Some(Late { wire, journey, http2 }),
-        Ok(First::Opaque(said)) => said,
-        Err(failure) => {
-            journey.failed(&failure);
-            reject::reset(wire.io.tcp());
-            up.end.reset();
-            return None;
-        }
-    };
+    up.is_used(&cx, &way);
     let ahead = (wire.read.split().freeze(), said);
     let mut down = End::Socket(wire.io);
     let ends = (&mut down, &mut up.end);
@@ -84,6 +83,49 @@ pub(super) async fn carry(
         journey.failed(&failure);
     }
     None
+}
+
+/// Waits for the caller where there is no tunnel for it. Where the proxy there knows its application for HTTP it is that, and else may be:
+/// what stands in a tunnel's way need not stand in a request's, and is told in HTTP.
+async fn without(conn: &Conn, mut wire: Wire, mut journey: Journey, failure: &Failure) -> Option<Late> {
+    let patience = (failure.cause != Cause::DownstreamProtocolError).then_some(REFUSED);
+    match speaks(conn, &mut wire, patience).await {
+        Some(Shown::Http(Some(http2))) => return Some(Late { wire, journey, http2 }),
+        None if patience.is_none() => {
+            journey.discard();
+            return None;
+        }
+        _ => {}
+    }
+    journey.failed(failure);
+    reject::reset(wire.io.tcp());
+    None
+}
+
+/// # Errors
+/// Rules have come meanwhile that it would pass by.
+fn opaque(conn: &Conn, authority: &str) -> Result<(), Failure> {
+    let view = conn.worker.view();
+    match port(conn, &view, authority) {
+        Ok(port) if port.has_routes() => {
+            Err(Failure::downstream(Cause::DownstreamProtocolError).because(ROUTED))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ends a tunnel through which nothing has gone, as whoever is done with it does: the other side is to see no failure in it.
+fn leave(mut up: Upstream) {
+    tokio::task::spawn_local(async move {
+        let ends = async {
+            if up.end.shutdown().await.is_ok() {
+                // Whatever is said there now, nobody waits for it.
+                _ = up.end.read(&mut [0; FIRST]).await;
+            }
+        };
+        // It is ended in any case.
+        _ = timeout(LEAVES, ends).await;
+    });
 }
 
 /// What came first.

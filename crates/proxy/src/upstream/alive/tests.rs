@@ -218,3 +218,29 @@ fn a_ping_that_is_on_its_way_already_is_waited_for_as_well() {
     assert_eq!(looked.within(60), Some((5, Next::Ask)));
     assert_eq!(looked.within(60), Some((5, Next::GiveUp)));
 }
+
+#[test]
+fn one_that_somebody_else_has_sent_counts_among_those_that_libraries_of_grpc_bear() {
+    let mut looked = Looked::new(false);
+    looked.alive.is_asked_besides();
+    looked.hears(true);
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    looked.hears(true);
+    assert_eq!(looked.within(290), None, "a third one would be one too many");
+    looked.hears(false);
+    assert_eq!(looked.within(60), Some((5, Next::Ask)), "it has spoken");
+}
+
+/// It stands behind what is on its way, on a slow line.
+#[test]
+fn a_late_answer_to_one_that_somebody_else_has_sent_says_nothing_of_whether_it_answers() {
+    let mut looked = Looked::new(false);
+    looked.seen.is_asked = true;
+    for _ in 0..20 {
+        looked.hears(false);
+        assert_eq!(looked.within(1), None);
+    }
+    // It vanishes: the one that is on its way is waited for.
+    assert_eq!(looked.within(60), Some((4, Next::Ask)));
+    assert_eq!(looked.within(60), Some((5, Next::GiveUp)));
+}

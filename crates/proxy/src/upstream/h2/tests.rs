@@ -30,8 +30,11 @@ where
     let gauges = Gauges::new(&MetricsRegistry::default().worker());
     let opened = Opened::new(pool, None, gauges.connected(), (Tick::ZERO, Tick::ZERO));
     let io = Replayed::new(bytes::BytesMut::new(), Io::Tcp(tcp));
-    let made = H2Connection::start(io, &Limits::default(), opened, Tick::ZERO, None).await.unwrap();
-    made.settles().await;
+    let made =
+        H2Connection::start(io, &Limits::default(), opened, Tick::ZERO, None, &Arc::default()).await.unwrap();
+    while made.is_new() {
+        yield_now().await;
+    }
     made
 }
 

@@ -13,17 +13,20 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::{LocalSet, yield_now};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 use crate::gauges::Gauges;
 use crate::io::Io;
 use crate::replay::Replayed;
 use crate::upstream::Head;
-use crate::upstream::behind::{Noted, Until};
+use crate::upstream::behind::{Noted, Spent, Until, in_vain};
 use crate::upstream::h2::H2Exchange;
 use crate::upstream::mesh::Validity;
 use crate::upstream::pool::{Opened, Pools};
+
+/// Longer than any test.
+const HOUR: Duration = Duration::from_secs(3600);
 
 type Dialed = Result<Rc<H2Connection>, Failure>;
 
@@ -88,6 +91,17 @@ async fn takes(
     may: impl Future<Output = ()> + 'static,
     svid: Option<Validity>,
 ) -> Rc<H2Connection> {
+    awaited(HOUR, pool, most, may, svid).await
+}
+
+/// The same, and that is waited for for so long.
+async fn awaited(
+    patience: Duration,
+    pool: &Rc<EndpointPool>,
+    most: u32,
+    may: impl Future<Output = ()> + 'static,
+    svid: Option<Validity>,
+) -> Rc<H2Connection> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::task::spawn_local(async move {
@@ -101,9 +115,11 @@ async fn takes(
         }
     });
     let gauges = Gauges::new(&MetricsRegistry::default().worker());
-    let opened = Opened::new(pool, None, gauges.connected(), (Tick::ZERO, Tick::ZERO));
+    let mut opened = Opened::new(pool, None, gauges.connected(), (Tick::ZERO, Tick::ZERO));
+    opened.patience = patience;
     let io = Replayed::new(bytes::BytesMut::new(), Io::Tcp(TcpStream::connect(address).await.unwrap()));
-    H2Connection::start(io, &meshwork_http1::Limits::default(), opened, Tick::ZERO, svid).await.unwrap()
+    let limits = meshwork_http1::Limits::default();
+    Box::pin(H2Connection::start(io, &limits, opened, Tick::ZERO, svid, &Arc::default())).await.unwrap()
 }
 
 async fn opens(connection: &Rc<H2Connection>) -> H2Exchange {
@@ -134,10 +150,16 @@ async fn fills(pool: &Rc<EndpointPool>, svid: Option<Validity>) -> H2Exchange {
     let dial = async || Ok(Box::pin(secured(pool, svid.take())).await);
     let connection = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
     let taken = opens(&connection).await;
-    // Its peer's settings say how many it takes.
-    connection.settles().await;
+    hears(&connection).await;
     assert!(!connection.has_room());
     taken
+}
+
+/// Its peer's settings come, which say how many it takes; however long that takes.
+async fn hears(connection: &H2Connection) {
+    while connection.is_new() {
+        yield_now().await;
+    }
 }
 
 fn look<T>(waiting: &mut Pin<&mut impl Future<Output = T>>) -> Poll<T> {
@@ -420,6 +442,7 @@ async fn until_its_peer_has_said_how_many_it_takes_a_connection_has_one_stream_a
         yield_now().await;
         assert!(look(&mut waits).is_pending() && dials.get() == 1, "nobody knows whether it takes two");
         says.send(()).unwrap();
+        hears(&new).await;
         assert!(Rc::ptr_eq(&waits.await.unwrap(), &new));
         let _second = opens(&new).await;
         assert!(!new.has_room());
@@ -427,22 +450,95 @@ async fn until_its_peer_has_said_how_many_it_takes_a_connection_has_one_stream_a
     LocalSet::new().run_until(run).await;
 }
 
+/// A pool with one connection to a peer who says nothing, for whose word is waited for so long, and what the first one has sent on it.
+async fn silent(patience: Duration) -> (Rc<EndpointPool>, Rc<H2Connection>, H2Exchange) {
+    let pool = Rc::new(EndpointPool::default());
+    let dial = async || Ok(Box::pin(awaited(patience, &pool, 2, std::future::pending(), None)).await);
+    let silent = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
+    let first = opens(&silent).await;
+    (pool, silent, first)
+}
+
+async fn no_dial() -> Dialed {
+    Err(Failure::local(Cause::Internal))
+}
+
 #[tokio::test]
 async fn who_does_not_say_how_many_it_takes_is_waited_for_once_and_then_takes_all() {
     let run = async {
-        let pool = Rc::new(EndpointPool::default());
-        let dial = async || Ok(Box::pin(takes(&pool, 2, std::future::pending(), None)).await);
-        let silent = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
-        let _first = opens(&silent).await;
-        let none = async || Err(Failure::local(Cause::Internal));
+        let (pool, silent, _first) = silent(Duration::from_millis(100)).await;
         let mut others = vec![];
         for _ in 0..3 {
-            let other = pool.share(Duration::ZERO, Behind::default(), none).await.unwrap();
+            let other = pool.share(Duration::ZERO, Behind::default(), no_dial).await.unwrap();
             assert!(Rc::ptr_eq(&other, &silent));
             others.push(opens(&other).await);
         }
     };
     LocalSet::new().run_until(run).await;
+}
+
+#[test]
+fn how_many_it_takes_is_waited_for_by_how_far_it_is_and_for_a_second_at_most() {
+    let pool = Rc::new(EndpointPool::default());
+    let gauges = Gauges::new(&MetricsRegistry::default().worker());
+    let patience = |took: u64| {
+        let stood = Tick::ZERO.after(Duration::from_millis(took));
+        Opened::new(&pool, None, gauges.connected(), (Tick::ZERO, stood)).patience.as_millis()
+    };
+    assert_eq!([0, 20, 200, 15_000].map(patience), [100, 100, 600, 1000]);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_that_word_has_the_stream_that_ends_meanwhile() {
+    let run = async {
+        let (pool, silent, first) = silent(HOUR).await;
+        let mut waits = pin!(pool.share(Duration::ZERO, Behind::default(), no_dial));
+        let mut waits_too = pin!(pool.share(Duration::ZERO, Behind::default(), no_dial));
+        assert!(look(&mut waits).is_pending() && look(&mut waits_too).is_pending());
+        assert!(pool.is_dialing(), "how many it takes is what is waited for");
+        drop(first);
+        assert!(!pool.is_dialing(), "whom a limit keeps from it must not wait for what is there");
+        let Poll::Ready(Ok(has)) = look(&mut waits) else { panic!("a newcomer would have it at once") };
+        assert!(Rc::ptr_eq(&has, &silent));
+        let _second = opens(&has).await;
+        assert!(look(&mut waits_too).is_pending(), "nobody knows yet whether it takes two");
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn once_one_has_waited_for_that_word_for_long_enough_nobody_waits_longer() {
+    let run = async {
+        let (pool, _silent, _first) = silent(Duration::from_secs(1)).await;
+        let mut first = pin!(pool.share(Duration::ZERO, Behind::default(), no_dial));
+        assert!(look(&mut first).is_pending());
+        sleep(Duration::from_millis(500)).await;
+        let mut second = pin!(pool.share(Duration::ZERO, Behind::default(), no_dial));
+        let _second = look(&mut second);
+        first.await.unwrap();
+        assert!(look(&mut second).is_ready(), "newcomers go at once");
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn it_is_the_endpoint_that_keeps_whoever_waits_for_that_word_for_long() {
+    let run = async {
+        let (pool, _silent, first) = silent(HOUR).await;
+        let noted = Noted::default();
+        let mut waits = pin!(pool.share(Duration::ZERO, Behind::new(&noted), no_dial));
+        assert!(look(&mut waits).is_pending());
+        while noted.get() == Some(Ahead::Dials) {
+            sleep(Duration::from_millis(10)).await;
+            assert!(look(&mut waits).is_pending());
+        }
+        let spent = Spent { began: Tick::ZERO, now: Tick::ZERO, fastest: None };
+        let failure = in_vain(Failure::local(Cause::RequestTimeout), noted.get(), &pool, &spent);
+        assert_eq!(failure.cause, Cause::RequestTimeout, "it is held against the endpoint");
+        drop(first);
+        assert!(look(&mut waits).is_ready());
+    };
+    LocalSet::new().run_until(timeout(Duration::from_secs(60), run)).await.expect("that is noted");
 }
 
 #[tokio::test]

@@ -137,6 +137,33 @@ impl GoodbyeCode {
     }
 }
 
+/// By how much a WINDOW_UPDATE opens a window (RFC 9113 section 6.9), from its payload in whatever portions that comes.
+#[derive(Debug, Default)]
+pub(crate) struct Increment {
+    have: usize,
+    bytes: u32,
+}
+
+impl Increment {
+    /// That of a frame about the whole connection.
+    pub(crate) fn of_connection(head: Head) -> Option<Self> {
+        (head.kind == Kind::WindowUpdate && head.stream == 0).then(Self::default)
+    }
+
+    /// Takes more of the payload; the increment, once it is whole.
+    pub(crate) fn read(&mut self, payload: &[u8]) -> Option<u32> {
+        const END: usize = 4;
+        for &byte in payload {
+            self.bytes = self.bytes << 8 | u32::from(byte);
+            self.have += 1;
+            if self.have == END {
+                return Some(self.bytes & !(1 << 31));
+            }
+        }
+        None
+    }
+}
+
 /// A piece of the stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Piece<'b> {
@@ -232,6 +259,26 @@ mod tests {
             }
             let sent: Vec<_> = frames.iter().map(|(k, f, s, l)| (Kind::of(*k), *f, *s, *l)).collect();
             prop_assert_eq!(found, sent);
+        }
+    }
+
+    #[test]
+    fn what_opens_the_window_of_a_connection_is_read_in_whatever_portions() {
+        let bytes =
+            [frame(8, 0, 3, &[9; 4]), frame(8, 0, 0, &[0x80, 1, 2, 3]), frame(0, 0, 1, &[7; 5])].concat();
+        for portion in 1..bytes.len() {
+            let (mut heads, mut increment, mut found) = (Heads::after(0), None, Vec::new());
+            for mut part in bytes.chunks(portion) {
+                while let Some(piece) = heads.next(&mut part) {
+                    match piece {
+                        Piece::Head(head) => increment = Increment::of_connection(head),
+                        Piece::Payload(payload) => {
+                            found.extend(increment.as_mut().and_then(|increment| increment.read(payload)));
+                        }
+                    }
+                }
+            }
+            assert_eq!(found, [0x01_02_03], "{portion}");
         }
     }
 

@@ -1,0 +1,174 @@
+//! What has come on one HTTP/2 connection, as the heads of its frames tell, and what its streams have given on of that. Whoever sets
+//! the windows of the connection goes by it ([`super::windows`]), and whoever looks for one that takes another stream.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use super::estimate::LARGEST;
+use super::frames::{Head, Kind};
+
+/// The window that a connection begins with (RFC 9113 section 6.9.2).
+const FIRST: u64 = 65_535;
+/// `h2` counts a frame as so many bytes, if it carries less, and ends a connection for too much of what nobody has read; of that, this
+/// part is for one stream.
+const FRAME: u64 = 256;
+const SHARE: u64 = 4;
+/// Frames after which it is judged how much those of a stream carry.
+const BATCH: u32 = 64;
+
+/// What has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Came {
+    /// Frames by which a peer says something: HEADERS and DATA.
+    pub(crate) frames: u64,
+    /// What was used of the connection's window.
+    pub(crate) data: u64,
+}
+
+impl Came {
+    /// A frame.
+    pub(crate) const fn add(&mut self, head: Head) {
+        match head.kind {
+            Kind::Data => {
+                self.frames += 1;
+                self.data += head.len as u64;
+            }
+            Kind::Headers => self.frames += 1,
+            _ => {}
+        }
+    }
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(crate) struct Received {
+    came: Cell<Came>,
+    /// What the peer was told that the connection's window is larger by, or open again.
+    opened: Cell<u64>,
+    /// The connection's window, where it has grown.
+    window: Cell<u32>,
+    /// Counted anew with each.
+    round: Cell<u32>,
+    /// What the stream has given on that has given on most.
+    most: Cell<u32>,
+    /// A stream whose frames carry less than this in the middle is one of tiny ones.
+    least: u64,
+    /// So many streams are.
+    tiny: Cell<u32>,
+}
+
+impl Received {
+    /// `small_frames`: what small frames of the connection that nobody has read may cost, as `h2` counts.
+    pub(crate) fn new(small_frames: usize) -> Self {
+        // One window of the largest, full of such frames, costs a stream's share.
+        let least = FRAME * u64::from(LARGEST) / (small_frames as u64 / SHARE + u64::from(LARGEST));
+        Self { least, ..Self::default() }
+    }
+
+    /// More has come.
+    pub(crate) fn comes(&self, more: Came) {
+        let Came { frames, data } = self.came.get();
+        self.came.set(Came { frames: frames + more.frames, data: data + more.data });
+    }
+
+    /// All that has come.
+    pub(crate) fn came(&self) -> Came {
+        self.came.get()
+    }
+
+    /// The peer is told that it may send so much more on the connection.
+    pub(crate) fn opens(&self, bytes: u32) {
+        self.opened.set(self.opened.get() + u64::from(bytes));
+    }
+
+    /// The connection's window has grown to so much.
+    pub(super) fn grows(&self, window: u32) {
+        self.window.set(window);
+    }
+
+    /// The most that one stream has given on since it is counted.
+    pub(super) fn most(&self) -> u64 {
+        self.most.get().into()
+    }
+
+    /// It is counted anew.
+    pub(super) fn anew(&self) {
+        self.round.set(self.round.get().wrapping_add(1));
+        self.most.set(0);
+    }
+
+    /// Whether some of its streams carry frames so small that a large window full of them costs far more than its bytes.
+    pub(super) fn has_tiny(&self) -> bool {
+        self.tiny.get() > 0
+    }
+
+    /// Whether more than half of the connection's window lies here unread; at two thirds it is told for certain, since `h2` keeps
+    /// up to a third from the peer until there is more to give.
+    pub(super) fn is_half_unread(&self, window: u32) -> bool {
+        let (data, third) = (self.came.get().data, u64::from(window) / 3);
+        data >= third && (FIRST + self.opened.get()).saturating_sub(data) < third
+    }
+
+    /// Whether it is better that new streams go to another connection: its windows have grown, so that few that are not read
+    /// take all of the connection's, or cost it too much.
+    pub(crate) fn is_unfit(&self) -> bool {
+        let window = self.window.get();
+        window > 0 && (self.has_tiny() || self.is_half_unread(window))
+    }
+}
+
+/// One stream's part in it.
+#[derive(Debug)]
+pub(crate) struct Part {
+    received: Rc<Received>,
+    round: u32,
+    /// What it has given on in that round.
+    bytes: u32,
+    /// Frames that were not judged yet, and what they carried.
+    frames: u32,
+    carried: u32,
+    is_tiny: bool,
+}
+
+impl Part {
+    pub(crate) fn new(received: &Rc<Received>) -> Self {
+        let received = Rc::clone(received);
+        Self { received, round: 0, bytes: 0, frames: 0, carried: 0, is_tiny: false }
+    }
+
+    /// A frame that carries so much was taken by whoever has room for it.
+    pub(crate) fn gives(&mut self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let round = self.received.round.get();
+        if self.round != round {
+            (self.round, self.bytes) = (round, 0);
+        }
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.received.most.set(self.received.most.get().max(self.bytes));
+        self.frames += 1;
+        self.carried = self.carried.saturating_add(bytes);
+        if self.frames == BATCH {
+            self.judge();
+        }
+    }
+
+    fn judge(&mut self) {
+        let is_tiny = u64::from(self.carried) < self.received.least * u64::from(BATCH);
+        (self.frames, self.carried) = (0, 0);
+        if std::mem::replace(&mut self.is_tiny, is_tiny) != is_tiny {
+            let tiny = self.received.tiny.get();
+            self.received.tiny.set(if is_tiny { tiny + 1 } else { tiny - 1 });
+        }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if self.is_tiny {
+            self.received.tiny.set(self.received.tiny.get() - 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

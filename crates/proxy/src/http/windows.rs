@@ -1,0 +1,204 @@
+//! The windows of one HTTP/2 connection: how much of each stream may be on its way to us unread. A stream moves no more than
+//! its window in each round trip, so over a distance it has to be larger; and what its reader does not read of it is our memory.
+//! So windows begin small, and grow on connections one of whose streams is seen to need it ([`super::estimate`]). They stay so until the
+//! connection ends.
+//!
+//! The window of the connection grows as well, so that some streams that are not read leave those beside them room. What it has grown
+//! by comes out of what the whole process has for it. Nothing grows while memory is short, while half of the connection's window lies
+//! here unread, nor beside streams of messages so small that a large window full of them would make `h2` end the connection.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use meshwork_base::Tick;
+use tokio::time::Instant;
+
+use super::estimate::{Estimate, SMALLEST};
+use super::received::Received;
+
+/// What all connections of a process may have grown by; where its memory has a limit it is this part of that.
+const ALL: u64 = 256 * 1024 * 1024;
+const PART: u64 = 8;
+/// Of this, callers that have not proven who they are have no more than this part.
+const STRANGERS: u64 = 2;
+
+/// What the connections of a process may have grown by.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    most: AtomicU64,
+    taken: AtomicU64,
+    /// By those who have not proven who they are.
+    strangers: AtomicU64,
+    /// Memory is short.
+    tight: AtomicBool,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        let (taken, strangers) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { most: AtomicU64::new(ALL), taken, strangers, tight: AtomicBool::new(false) }
+    }
+}
+
+/// Takes it where the sum stays within the bound.
+fn add(sum: &AtomicU64, bytes: u64, most: u64) -> bool {
+    let more = |sum: u64| sum.checked_add(bytes).filter(|&sum| sum <= most);
+    sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+}
+
+impl Budget {
+    /// The process may have so much memory.
+    pub(crate) fn bound(&self, limit: u64) {
+        self.most.store(limit / PART, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_tight(&self, tight: bool) {
+        self.tight.store(tight, Ordering::Relaxed);
+    }
+
+    fn take(&self, bytes: u64, is_stranger: bool) -> bool {
+        let most = self.most.load(Ordering::Relaxed);
+        if self.tight.load(Ordering::Relaxed) || is_stranger && !add(&self.strangers, bytes, most / STRANGERS)
+        {
+            return false;
+        }
+        let takes = add(&self.taken, bytes, most);
+        if !takes && is_stranger {
+            self.strangers.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        takes
+    }
+
+    fn give_back(&self, bytes: u64, is_stranger: bool) {
+        self.taken.fetch_sub(bytes, Ordering::Relaxed);
+        if is_stranger {
+            self.strangers.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A connection whose windows can be set.
+pub(crate) trait Connection {
+    /// Of each stream; false: the last one has not been agreed to yet.
+    fn set_stream_window(&mut self, window: u32) -> bool;
+    /// Of all together.
+    fn set_window(&mut self, window: u32);
+}
+
+impl<T, B> Connection for h2::client::Connection<T, B>
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    B: bytes::Buf,
+{
+    fn set_stream_window(&mut self, window: u32) -> bool {
+        self.set_initial_window_size(window).is_ok()
+    }
+
+    fn set_window(&mut self, window: u32) {
+        self.set_target_window_size(window);
+    }
+}
+
+impl<T, B> Connection for h2::server::Connection<T, B>
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    B: bytes::Buf,
+{
+    fn set_stream_window(&mut self, window: u32) -> bool {
+        self.set_initial_window_size(window).is_ok()
+    }
+
+    fn set_window(&mut self, window: u32) {
+        self.set_target_window_size(window);
+    }
+}
+
+/// What a connection is made with, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// The window of all of its streams together.
+    pub(crate) window: u32,
+    /// By so many streams' larger windows it grows when theirs do.
+    pub(crate) streams: u32,
+    /// It is with somebody who has not proven who it is.
+    pub(crate) is_stranger: bool,
+}
+
+/// See the module's text.
+pub(crate) struct Windows {
+    received: Rc<Received>,
+    budget: Arc<Budget>,
+    estimate: Estimate,
+    bounds: Bounds,
+    /// What the connection's own window has grown by.
+    grown: u32,
+    /// What DATA had come when a PING was last answered. More has been written by a peer that had seen the PING, and so forgets it:
+    /// servers of gRPC count those between which they have said nothing.
+    data: u64,
+    since: Instant,
+}
+
+impl Windows {
+    pub(crate) fn new(received: Rc<Received>, budget: Arc<Budget>, bounds: Bounds) -> Self {
+        let (estimate, since) = (Estimate::new(), Instant::now());
+        Self { received, budget, estimate, bounds, grown: 0, data: 0, since }
+    }
+
+    /// The connection's task has a turn, and polls the connection behind it. `answered`: a PING of whoever has been. True: one is to be sent.
+    pub(crate) fn turn(&mut self, answered: bool, may_ask: bool, connection: &mut impl Connection) -> bool {
+        let is_due = may_ask && self.estimate.is_enough(self.received.most());
+        (answered || is_due) && self.look(answered, Tick::ZERO.after(self.since.elapsed()), connection)
+    }
+
+    /// The same at this time, where there is something to do.
+    #[cold]
+    fn look(&mut self, answered: bool, now: Tick, connection: &mut impl Connection) -> bool {
+        let data = self.received.came().data;
+        if answered {
+            self.data = data;
+            if let Some(wanted) = self.estimate.answered(self.received.most(), now) {
+                self.grow(wanted, connection);
+            }
+            self.received.anew();
+            return false;
+        }
+        let asks = data > self.data && self.estimate.may_ask(now);
+        if asks {
+            self.estimate.asks(now);
+            self.received.anew();
+        }
+        asks
+    }
+
+    fn grow(&mut self, wanted: u32, connection: &mut impl Connection) {
+        let grown = self.bounds.streams * (wanted - SMALLEST);
+        let more = u64::from(grown - self.grown);
+        let is_stranger = self.bounds.is_stranger;
+        if self.received.is_half_unread(self.bounds.window + self.grown)
+            || self.received.has_tiny()
+            || !self.budget.take(more, is_stranger)
+        {
+            return;
+        }
+        if !connection.set_stream_window(wanted) {
+            return self.budget.give_back(more, is_stranger);
+        }
+        self.grown = grown;
+        let window = self.bounds.window + grown;
+        connection.set_window(window);
+        self.received.grows(window);
+        self.estimate.grows(wanted);
+        tracing::debug!(window = wanted, "HTTP/2 streams need a larger window");
+    }
+}
+
+impl Drop for Windows {
+    /// Before that the peer may send as much at any time, whatever it was told since.
+    fn drop(&mut self) {
+        self.budget.give_back(self.grown.into(), self.bounds.is_stranger);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+use std::time::Duration;
+
+use super::*;
+use crate::http::estimate::LARGEST;
+use crate::http::received::{Came, Part};
+
+/// A connection that agrees to what it is told, or does not.
+struct Told {
+    agrees: bool,
+    streams: Vec<u32>,
+    window: u32,
+}
+
+impl Connection for Told {
+    fn set_stream_window(&mut self, window: u32) -> bool {
+        if self.agrees {
+            self.streams.push(window);
+        }
+        self.agrees
+    }
+
+    fn set_window(&mut self, window: u32) {
+        self.window = window;
+    }
+}
+
+const BOUNDS: Bounds = Bounds { window: 1 << 20, streams: 4, is_stranger: false };
+
+struct Tried {
+    received: Rc<Received>,
+    windows: Windows,
+    part: Part,
+    told: Told,
+    now: Tick,
+}
+
+impl Tried {
+    fn new(budget: &Arc<Budget>, bounds: Bounds) -> Self {
+        let received = Rc::new(Received::new(16 << 20));
+        received.opens(u32::MAX);
+        let windows = Windows::new(Rc::clone(&received), Arc::clone(budget), bounds);
+        let told = Told { agrees: true, streams: Vec::new(), window: bounds.window };
+        Self { part: Part::new(&received), received, windows, told, now: Tick::ZERO }
+    }
+
+    fn look(&mut self, millis: u64, answered: bool) -> bool {
+        self.now = self.now.after(Duration::from_millis(millis));
+        self.windows.look(answered, self.now, &mut self.told)
+    }
+
+    /// Comes, and is given on.
+    fn moves(&mut self, bytes: u32) {
+        self.received.comes(Came { frames: 1, data: bytes.into() });
+        self.part.gives(bytes as usize);
+    }
+
+    /// Round trips in each of which one stream fills its window.
+    fn transfer(&mut self, rounds: usize) -> u32 {
+        for _ in 0..rounds {
+            let window = self.windows.estimate.window();
+            self.moves(window);
+            if self.windows.estimate.is_enough(window.into()) {
+                assert!(self.look(1_000, false));
+                self.moves(window);
+                assert!(!self.look(50, true));
+            }
+        }
+        self.windows.estimate.window()
+    }
+}
+
+fn taken(budget: &Budget) -> (u64, u64) {
+    (budget.taken.load(Ordering::Relaxed), budget.strangers.load(Ordering::Relaxed))
+}
+
+#[test]
+fn windows_follow_a_transfer_and_what_they_have_grown_by_is_given_back_at_the_end() {
+    let budget = Arc::default();
+    let mut tried = Tried::new(&budget, BOUNDS);
+    assert_eq!(tried.transfer(8), LARGEST);
+    assert_eq!(tried.told.streams, [256, 512, 1024, 2048, 4096].map(|kibi| kibi << 10));
+    let grown = 4 * (LARGEST - SMALLEST);
+    assert_eq!(tried.told.window, BOUNDS.window + grown);
+    assert!(tried.told.window >= 4 * LARGEST, "four that do not read leave others room");
+    assert_eq!(taken(&budget), (grown.into(), 0));
+    drop(tried);
+    assert_eq!(taken(&budget), (0, 0));
+}
+
+#[test]
+fn a_ping_is_sent_only_where_data_has_come_since_the_last_answer() {
+    let mut tried = Tried::new(&Arc::default(), BOUNDS);
+    tried.moves(SMALLEST);
+    assert!(tried.look(0, false));
+    // As much lies here, and its reader takes it after the answer.
+    tried.received.comes(Came { frames: 1, data: SMALLEST.into() });
+    tried.look(50, true);
+    tried.part.gives(SMALLEST as usize);
+    assert!(!tried.look(1_000, false));
+    tried.moves(1);
+    assert!(tried.look(0, false));
+}
+
+#[test]
+fn where_the_budget_is_used_up_windows_stay_and_strangers_have_half_of_it() {
+    let budget = Arc::<Budget>::default();
+    // What four connections take to grow to 256 KiB.
+    let grown = u64::from(BOUNDS.streams * SMALLEST);
+    budget.bound(4 * grown * PART);
+    let of = |is_stranger| Tried::new(&budget, Bounds { is_stranger, ..BOUNDS });
+    let (mut first, mut second) = (of(true), of(true));
+    assert_eq!(first.transfer(8), 2 * SMALLEST);
+    assert_eq!(second.transfer(8), 2 * SMALLEST);
+    assert_eq!(of(true).transfer(8), SMALLEST, "half is taken");
+    let mut known = of(false);
+    assert_eq!(known.transfer(8), 2 * SMALLEST);
+    assert_eq!(taken(&budget), (3 * grown, 2 * grown), "what was refused is not kept");
+    drop(second);
+    assert_eq!(known.transfer(8), 4 * SMALLEST);
+    assert_eq!(taken(&budget), (4 * grown, grown));
+    assert_eq!(of(true).transfer(8), SMALLEST, "all is taken");
+    assert_eq!(taken(&budget), (4 * grown, grown));
+    drop((first, known));
+    assert_eq!(taken(&budget), (0, 0));
+}
+
+#[test]
+fn where_memory_is_short_nothing_grows() {
+    let budget = Arc::<Budget>::default();
+    let mut tried = Tried::new(&budget, BOUNDS);
+    budget.set_tight(true);
+    assert_eq!(tried.transfer(4), SMALLEST);
+    budget.set_tight(false);
+    assert_eq!(tried.transfer(8), LARGEST);
+}
+
+#[test]
+fn what_a_peer_does_not_agree_to_costs_nothing() {
+    let budget = Arc::<Budget>::default();
+    let mut tried = Tried::new(&budget, BOUNDS);
+    tried.told.agrees = false;
+    assert_eq!(tried.transfer(4), SMALLEST);
+    assert_eq!((taken(&budget), tried.told.window), ((0, 0), BOUNDS.window));
+    tried.told.agrees = true;
+    assert_eq!(tried.transfer(1), 2 * SMALLEST);
+}
+
+#[test]
+fn beside_what_is_not_read_and_beside_tiny_messages_nothing_grows() {
+    let mut tried = Tried::new(&Arc::default(), BOUNDS);
+    let mut tiny = Part::new(&tried.received);
+    (0..64).for_each(|_| tiny.gives(8));
+    assert_eq!(tried.transfer(4), SMALLEST);
+    drop(tiny);
+    assert_eq!(tried.transfer(1), 2 * SMALLEST);
+    // All that its peer was told of has come, and is not opened again.
+    tried.received.comes(Came { frames: 1, data: u32::MAX.into() });
+    assert_eq!(tried.transfer(4), 2 * SMALLEST);
+    tried.received.opens(u32::MAX);
+    assert_eq!(tried.transfer(1), 4 * SMALLEST);
+}

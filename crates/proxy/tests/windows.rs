@@ -1,0 +1,461 @@
+//! Windows of HTTP/2 over a distance: as large as a transfer needs them, and small where nobody reads. What is told is how much was
+//! on the way, who asked how often, and what a peer was told: a machine that stands still makes none of that larger.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use http::{Request, Response};
+use meshwork_base::ManualClock;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_process::MemoryMeter;
+use meshwork_proxy::{Mesh, Settings, Side};
+use support::distance::Distance;
+use support::h2::{H2Upstream, answer, collect_body, fetch, get, h2_upstream};
+use support::mesh::{TestMesh, db_behind, serving};
+use support::raw::*;
+use support::{Harness, exchange, rule};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+const EACH_WAY: Duration = Duration::from_millis(25);
+/// What a stream may have on the way at first.
+const SMALL: usize = 128 * 1024;
+/// What it has on the way when its window has grown.
+const LARGE: usize = 1024 * 1024;
+/// Long for any machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Room for far more than a window of ours.
+const WIDE: u32 = 1 << 25;
+
+/// Sends until it is told to stop, as far as the window allows, and counts what has gone.
+async fn send(send: &mut SendStream<Bytes>, gone: &AtomicUsize, stops: impl Fn() -> bool) {
+    let chunk = Bytes::from(vec![b'x'; 16 * 1024]);
+    while !stops() {
+        send.reserve_capacity(chunk.len());
+        let Some(Ok(capacity)) = poll_fn(|cx| send.poll_capacity(cx)).await else { return };
+        let count = capacity.min(chunk.len());
+        if send.send_data(chunk.slice(..count), false).is_err() {
+            return;
+        }
+        gone.fetch_add(count, Ordering::SeqCst);
+    }
+    send.send_data(Bytes::new(), true).unwrap_or_default();
+}
+
+/// What an endpoint is told, and tells.
+struct Told {
+    gone: AtomicUsize,
+    stops: AtomicBool,
+    /// Bytes that it may take, and those that it has.
+    reads: Semaphore,
+    taken: AtomicUsize,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        let (gone, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { gone, stops: AtomicBool::new(false), reads: Semaphore::new(0), taken }
+    }
+}
+
+impl Told {
+    fn stop(&self) {
+        self.stops.store(true, Ordering::SeqCst);
+    }
+
+    fn gone(&self) -> usize {
+        self.gone.load(Ordering::SeqCst)
+    }
+}
+
+/// `/endless` sends until it is told to stop, `/upload` takes all and says how much that was, and so does `/slow` when it is told to.
+async fn endpoint(told: &Arc<Told>) -> H2Upstream {
+    let told = Arc::clone(told);
+    let serve = move |_, request: Request<RecvStream>, mut respond: SendResponse<Bytes>| {
+        let told = Arc::clone(&told);
+        async move {
+            match request.uri().path() {
+                "/endless" => {
+                    let mut body = respond.send_response(Response::new(()), false).unwrap();
+                    send(&mut body, &told.gone, || told.stops.load(Ordering::SeqCst)).await;
+                }
+                path @ ("/upload" | "/slow") => {
+                    let is_slow = path == "/slow";
+                    let mut body = request.into_body();
+                    let mut count = 0;
+                    while let Some(Ok(data)) = body.data().await {
+                        count += data.len();
+                        if is_slow {
+                            let permits = u32::try_from(data.len()).unwrap();
+                            told.reads.acquire_many(permits).await.unwrap().forget();
+                            told.taken.fetch_add(data.len(), Ordering::SeqCst);
+                        }
+                        body.flow_control().release_capacity(data.len()).unwrap();
+                    }
+                    let mut said = respond.send_response(Response::new(()), false).unwrap();
+                    said.send_data(count.to_string().into(), true).unwrap();
+                }
+                _ => answer(respond, b"hello"),
+            }
+        }
+    };
+    h2_upstream(usize::MAX, serve).await
+}
+
+async fn gateway_of(mut harness: Harness, endpoint: SocketAddr) -> (Harness, SocketAddr) {
+    harness.service("web", AppProtocol::Http2, &[endpoint]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    (harness, address)
+}
+
+async fn gateway(endpoint: SocketAddr) -> (Harness, SocketAddr) {
+    gateway_of(Harness::start(Settings::default()), endpoint).await
+}
+
+/// A process that may have so much memory, and has none of it.
+fn limited(bytes: u64) -> Settings {
+    let memory = MemoryMeter::told_by(|| Some(0));
+    Settings { max_memory: Some(bytes), memory, ..Settings::default() }
+}
+
+/// A client whose own windows are no bound, or are this large.
+async fn client(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(window).initial_connection_window_size(window.max(1 << 16));
+    let (send, connection) = builder.handshake(tcp).await.unwrap();
+    tokio::spawn(connection);
+    send
+}
+
+/// Reads until there is enough, or to the end; how much that was.
+async fn read(body: &mut RecvStream, is_enough: impl Fn(usize) -> bool) -> usize {
+    let mut count = 0;
+    let reading = async {
+        while !is_enough(count)
+            && let Some(data) = body.data().await
+        {
+            let data = data.unwrap();
+            count += data.len();
+            body.flow_control().release_capacity(data.len()).unwrap();
+        }
+    };
+    timeout(PATIENCE, reading).await.expect("it goes on");
+    count
+}
+
+async fn endless(client: &mut SendRequest<Bytes>) -> RecvStream {
+    let (response, _) = client.send_request(get("/endless"), true).unwrap();
+    response.await.unwrap().into_body()
+}
+
+#[tokio::test]
+async fn an_answer_from_afar_has_more_than_a_small_window_on_the_way_and_goes_on_after_a_pause() {
+    let told = Arc::default();
+    let far = endpoint(&told).await;
+    let distance = Distance::to(far.address, EACH_WAY).await;
+    let (_harness, address) = gateway(distance.address).await;
+    let mut client = client(address, WIDE).await;
+    let mut body = endless(&mut client).await;
+    let mut got = read(&mut body, |_| distance.most_back() >= LARGE).await;
+    assert!((1..100).contains(&distance.pings()), "{} PINGs", distance.pings());
+    // Whoever is to have a smaller window after a while would not hear of room in it any more.
+    sleep(Duration::from_secs(6)).await;
+    got += read(&mut body, |count| count >= 16 * LARGE).await;
+    told.stop();
+    got += read(&mut body, |_| false).await;
+    assert_eq!(got, told.gone());
+    assert_eq!(fetch(&mut client, get("/")).await.1, "hello");
+}
+
+#[tokio::test]
+async fn a_request_from_afar_has_more_than_a_small_window_on_the_way() {
+    let near = endpoint(&Arc::default()).await;
+    let (_harness, address) = gateway(near.address).await;
+    let distance = Distance::to(address, EACH_WAY).await;
+    let mut client = client(distance.address, WIDE).await;
+    let post = Request::post("http://shop/upload").body(()).unwrap();
+    let (response, mut body) = client.send_request(post, false).unwrap();
+    let gone = AtomicUsize::new(0);
+    let sending = send(&mut body, &gone, || distance.most_there() >= LARGE);
+    timeout(PATIENCE, sending).await.expect("windows grow");
+    let (got, _) = collect_body(response.await.unwrap().into_body()).await.unwrap();
+    assert_eq!(got, gone.load(Ordering::SeqCst).to_string());
+}
+
+/// Sends without an end until its peer closes.
+async fn pouring() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (mut read, mut write) = tcp.into_split();
+            tokio::spawn(async move { while write.write_all(&[b'x'; 16 * 1024]).await.is_ok() {} });
+            tokio::spawn(async move {
+                let mut chunk = vec![0; 64 * 1024];
+                while read.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_between_proxies_has_more_than_a_small_window_on_the_way_in_both_directions() {
+    let app = pouring().await;
+    let mesh = TestMesh::new();
+    let (web, db) = (mesh.identity("web"), mesh.identity("db"));
+    let any = "127.0.0.1:0".parse().unwrap();
+    let mut inbound = mesh.proxy(&db, None, Settings::default());
+    inbound.change([mesh.bundle(1, &[]), serving(&db.id(), "db", app, AppProtocol::Tcp)]).await;
+    let hbone = inbound.engine.listen(Side::Hbone, any).await.unwrap();
+    let distance = Distance::to(hbone, EACH_WAY).await;
+    let mut outbound = mesh.proxy(&web, None, Settings::default());
+    let ports = (1, distance.address.port());
+    let changes = db_behind(&db.id(), app, AppProtocol::Tcp, ports);
+    outbound.change([mesh.bundle(1, &[])].into_iter().chain(changes)).await;
+    let proxy = outbound.engine.listen(Side::Outbound, any).await.unwrap();
+
+    let mut tcp = TcpStream::connect(proxy).await.unwrap();
+    tcp.write_all(b"CONNECT db:80 HTTP/1.1\r\nHost: db:80\r\n\r\n").await.unwrap();
+    let (mut read, mut write) = tcp.split();
+    let is_large = || distance.most_back() >= LARGE && distance.most_there() >= LARGE;
+    let reading = async {
+        let mut chunk = vec![0; 64 * 1024];
+        while !is_large() {
+            assert!(read.read(&mut chunk).await.unwrap() > 0);
+        }
+    };
+    let writing = async { while write.write_all(&[b'y'; 16 * 1024]).await.is_ok() {} };
+    tokio::select! {
+        () = reading => {}
+        () = writing => panic!("the tunnel stays open"),
+        () = sleep(PATIENCE) => panic!("{} there, {} back", distance.most_there(), distance.most_back()),
+    }
+}
+
+#[tokio::test]
+async fn small_messages_send_no_ping() {
+    let far = endpoint(&Arc::default()).await;
+    let distance = Distance::to(far.address, Duration::from_millis(1)).await;
+    let (_harness, address) = gateway(distance.address).await;
+    for _ in 0..50 {
+        let hello = exchange(address, b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
+        assert!(hello.contains("hello"), "{hello}");
+    }
+    assert_eq!(distance.pings(), 0);
+}
+
+/// Servers of gRPC bear one that they have not forgotten, and two more. With time the proxy asks as well whether anybody is there.
+#[tokio::test]
+async fn a_server_that_says_nothing_sees_no_more_than_two_pings_whoever_asks() {
+    let (clock, told) = (ManualClock::new(), Arc::<Told>::default());
+    let far = endpoint(&told).await;
+    let distance = Distance::to(far.address, EACH_WAY).await;
+    // Windows may grow to 1 MiB; after that it is still asked whether they should.
+    let settings = limited(16 << 20);
+    let harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let (_harness, address) = gateway_of(harness, distance.address).await;
+    let mut client = client(address, 1 << 20).await;
+    let mut body = endless(&mut client).await;
+    read(&mut body, |_| distance.most_back() >= LARGE / 2).await;
+    for _ in 0..2 {
+        // Nobody reads; so nothing comes, for a quarter of a minute.
+        for _ in 0..30 {
+            clock.advance(Duration::from_millis(500));
+            sleep(Duration::from_millis(100)).await;
+        }
+        read(&mut body, |count| count >= 16 * LARGE).await;
+    }
+    told.stop();
+    read(&mut body, |_| false).await;
+    let (pings, in_a_row) = (distance.pings(), distance.pings_in_a_row());
+    assert!((1..=2).contains(&in_a_row), "{in_a_row} of {pings} PINGs in a row");
+}
+
+/// A caller that uploads frame by frame, and answers a PING when it likes.
+struct Caller {
+    raw: Raw,
+    /// What it may send: on its stream, and in all.
+    windows: [usize; 2],
+    /// Windows that it was told by SETTINGS.
+    told: Vec<u32>,
+    agrees: bool,
+    ping: Option<Vec<u8>>,
+    settled: bool,
+    sent: usize,
+}
+
+impl Caller {
+    async fn at(address: SocketAddr, path: &str) -> Self {
+        let mut raw = Raw::open(address).await;
+        let head = [vec![0x83, 0x86], literal(4, path), literal(1, "shop")].concat();
+        raw.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
+        let mut caller = Self {
+            raw,
+            windows: [0xffff; 2],
+            told: Vec::new(),
+            agrees: true,
+            ping: None,
+            settled: false,
+            sent: 0,
+        };
+        caller.settles().await;
+        caller
+    }
+
+    /// Takes one frame of the proxy; false: that was its answer's last.
+    async fn takes(&mut self) -> bool {
+        let next = timeout(PATIENCE, self.raw.next()).await.expect("something comes");
+        let (kind, flags, stream, payload) = next.unwrap();
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+        match kind {
+            SETTINGS if flags & ACK == 0 => {
+                for setting in payload.chunks(6).filter(|setting| setting[..2] == [0, 4]) {
+                    let before = self.told.last().copied().unwrap_or(0xffff);
+                    self.told.push(number(&setting[2..]));
+                    if self.agrees {
+                        self.windows[0] += (number(&setting[2..]) - before) as usize;
+                    }
+                }
+                if self.agrees {
+                    self.raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
+                }
+            }
+            PING if flags & ACK == 0 => self.ping = Some(payload),
+            PING => self.settled = true,
+            WINDOW_UPDATE => self.windows[usize::from(stream == 0)] += number(&payload) as usize,
+            GOAWAY | RESET => panic!("{kind}: {payload:?}"),
+            DATA => return flags & END_STREAM == 0,
+            _ => {}
+        }
+        true
+    }
+
+    async fn sends(&mut self, bytes: usize) {
+        let until = self.sent + bytes;
+        while self.sent < until {
+            let room = self.windows[0].min(self.windows[1]).min(16 * 1024);
+            if room == 0 {
+                self.takes().await;
+                continue;
+            }
+            self.raw.send(&frame(DATA, 0, 1, &vec![b'x'; room])).await;
+            self.windows = self.windows.map(|window| window - room);
+            self.sent += room;
+        }
+    }
+
+    async fn answers(&mut self) {
+        if let Some(ping) = self.ping.take() {
+            self.raw.send(&frame(PING, ACK, 0, &ping)).await;
+        }
+    }
+
+    /// Sends until it is asked, and answers when more than a small window has been given on since. Whether it is told of a larger one
+    /// then.
+    async fn grows(&mut self) -> bool {
+        let told = self.told.len();
+        let filling = async {
+            while self.ping.is_none() {
+                self.sends(SMALL).await;
+            }
+            self.sends(3 * SMALL).await;
+            self.answers().await;
+            self.sends(4 * SMALL).await;
+        };
+        timeout(PATIENCE, filling).await.expect("it is asked");
+        self.told.len() > told
+    }
+
+    /// The same until it is told of one.
+    async fn has_grown(&mut self) {
+        let growing = async { while !self.grows().await {} };
+        timeout(PATIENCE, growing).await.expect("its window grows");
+    }
+
+    /// Takes what has come until now.
+    async fn settles(&mut self) {
+        self.raw.send(&frame(PING, 0, 0, b"settled!")).await;
+        self.settled = false;
+        while !self.settled {
+            self.takes().await;
+        }
+    }
+
+    async fn ends(mut self) {
+        self.raw.send(&frame(DATA, END_STREAM, 1, &[])).await;
+        while self.takes().await {}
+    }
+}
+
+/// What comes is no reason for more, nor what is given on slowly.
+#[tokio::test]
+async fn what_an_application_does_not_read_or_reads_slowly_makes_no_window_grow() {
+    const STEP: usize = 16 * 1024;
+    let told = Arc::<Told>::default();
+    let slow = endpoint(&told).await;
+    let (_harness, address) = gateway(slow.address).await;
+    let mut caller = Caller::at(address, "/slow").await;
+    let mut taken = 0;
+    for _ in 0..64 {
+        // What the endpoint may take before the proxy has sent more is less than most of a window, and so is what is on its way between them.
+        told.reads.add_permits(STEP);
+        taken += STEP;
+        while told.taken.load(Ordering::SeqCst) + STEP <= taken {
+            // There is more to take, or some is on its way.
+            if caller.windows[0] >= STEP { caller.sends(STEP).await } else { caller.settles().await }
+        }
+        caller.settles().await;
+        caller.answers().await;
+    }
+    assert_eq!(caller.told, [u32::try_from(SMALL).unwrap()]);
+    assert!(caller.sent <= taken + 0xffff + SMALL + 2 * STEP, "{} sent, {taken} taken", caller.sent);
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_agree_to_its_settings_is_told_nothing_more_and_goes_on() {
+    let near = endpoint(&Arc::default()).await;
+    let (_harness, address) = gateway(near.address).await;
+    let mut caller = Caller::at(address, "/upload").await;
+    caller.agrees = false;
+    assert!(caller.grows().await);
+    for _ in 0..8 {
+        caller.sends(LARGE).await;
+        caller.answers().await;
+    }
+    assert_eq!(caller.told, [SMALL, 2 * SMALL].map(|window| u32::try_from(window).unwrap()));
+    caller.ends().await;
+}
+
+#[tokio::test]
+async fn where_others_have_used_up_what_windows_may_grow_by_they_stay_small_until_one_has_ended() {
+    let near = endpoint(&Arc::default()).await;
+    // What one caller whom nobody knows takes for its first step is half of what there is.
+    let settings = limited(8 << 20);
+    let (_harness, address) = gateway_of(Harness::start(settings), near.address).await;
+    let (mut first, mut second) =
+        (Caller::at(address, "/upload").await, Caller::at(address, "/upload").await);
+    assert!(first.grows().await);
+    assert!(!second.grows().await, "it goes on with the window that it has");
+    first.ends().await;
+    second.has_grown().await;
+    second.ends().await;
+    let (mut third, mut fourth) =
+        (Caller::at(address, "/upload").await, Caller::at(address, "/upload").await);
+    third.has_grown().await;
+    assert!(!fourth.grows().await);
+}
