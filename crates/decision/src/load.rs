@@ -82,7 +82,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// What an attempt without a response says, and nothing on when to come again.
+    /// What an attempt without a whole response says, and nothing on when to come again.
     #[must_use]
     pub const fn new(outcome: AttemptOutcome, took: Duration) -> Self {
         Self { outcome, status: 0, took, push_back: None, to_repeat: false }
@@ -196,13 +196,19 @@ impl Load {
 
     /// An attempt has ended. A healthy endpoint costs one shared write.
     pub(crate) fn record(&self, answer: &Answer, now: Tick) {
+        if answer.outcome == AttemptOutcome::Success {
+            self.answered(answer.took, now);
+        }
+        self.ended(answer, now);
+    }
+
+    /// The same where its latency is known since its head.
+    pub(crate) fn ended(&self, answer: &Answer, now: Tick) {
         match answer.outcome {
-            AttemptOutcome::Success => {
-                self.answered(answer.took, now);
-                if self.has_failed() {
-                    self.failures_in_a_row.store(0, Ordering::Relaxed);
-                }
+            AttemptOutcome::Success if self.has_failed() => {
+                self.failures_in_a_row.store(0, Ordering::Relaxed);
             }
+            AttemptOutcome::Success => {}
             AttemptOutcome::Overloaded | AttemptOutcome::Failure => self.failed(answer, now),
         }
         if let Some(push_back) = answer.push_back.filter(|time| !time.is_zero()) {
@@ -224,7 +230,8 @@ impl Load {
         }
     }
 
-    fn answered(&self, took: Duration, now: Tick) {
+    /// The head of a good answer is there.
+    pub(crate) fn answered(&self, took: Duration, now: Tick) {
         let found = self.looks.is_under_way().then(|| self.looks.answered(sample(took)));
         match found.unwrap_or(Found::AsSlow) {
             Found::AsSlow => self.latency.observe(took, now),

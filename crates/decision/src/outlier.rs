@@ -126,7 +126,7 @@ pub enum AttemptOutcome {
     Success,
     /// The endpoint does not want so much: 429, gRPC's `RESOURCE_EXHAUSTED`. No failure to outlier detection.
     Overloaded,
-    /// A response of 500 or above, or none.
+    /// A response of 500 or above, none, or one that was broken off.
     Failure,
 }
 
@@ -162,7 +162,7 @@ enum Heard {
     ServerError,
     /// 502, 503, 504.
     GatewayError,
-    /// No response.
+    /// No response, or no whole one.
     Nothing,
 }
 

@@ -19,6 +19,18 @@ impl Worker {
         self.look_at_admission(cluster);
     }
 
+    /// The same of an answer whose head they have heard of, and found good.
+    pub(crate) fn answer_ended(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Arc<Endpoint>,
+        answer: &Answer,
+        now: Tick,
+    ) {
+        self.shifted(cluster, cluster.ended(endpoint, answer, now));
+        self.look_at_admission(cluster);
+    }
+
     /// Whether calls have begun to be held back, or that is over.
     pub(crate) fn look_at_admission(&self, cluster: &Cluster) {
         cluster.admission_changes().for_each(|change| self.admission_changed(cluster, &change));

@@ -43,11 +43,34 @@ impl Cluster {
     pub fn record(&self, endpoint: &Arc<Endpoint>, answer: &Answer, now: Tick) -> Vec<Shift> {
         endpoint.stats.load.record(answer, now);
         if answer.outcome == AttemptOutcome::Success {
-            self.shared.fastest.answered(answer.took, now);
-            if !answer.to_repeat {
-                self.shared.budget.succeeded();
-            }
+            self.is_answered(answer, now);
         }
+        self.judge(endpoint, answer, now)
+    }
+
+    /// The head of an attempt's answer is there, and is good: how long it took is known, and that the endpoint is there.
+    /// Whether the answer is, its end says: see [`Self::ended`].
+    pub fn begun(&self, endpoint: &Endpoint, answer: &Answer, now: Tick) {
+        endpoint.stats.load.answered(answer.took, now);
+        self.is_answered(answer, now);
+    }
+
+    /// What became of an answer that had [`begun`](Self::begun) well; ejections that this causes are returned for log and
+    /// metric.
+    pub fn ended(&self, endpoint: &Arc<Endpoint>, answer: &Answer, now: Tick) -> Vec<Shift> {
+        endpoint.stats.load.ended(answer, now);
+        self.judge(endpoint, answer, now)
+    }
+
+    fn is_answered(&self, answer: &Answer, now: Tick) {
+        self.shared.fastest.answered(answer.took, now);
+        if !answer.to_repeat {
+            self.shared.budget.succeeded();
+        }
+    }
+
+    /// Tells admission control and outlier detection.
+    fn judge(&self, endpoint: &Arc<Endpoint>, answer: &Answer, now: Tick) -> Vec<Shift> {
         if let Some(policy) = &self.admission {
             self.shared.admissions.ended(policy, answer.outcome, now);
         }

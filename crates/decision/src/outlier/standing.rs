@@ -19,7 +19,7 @@ pub enum EjectionCause {
     Consecutive5xx = 0,
     /// 502, 503 or 504 in a row.
     ConsecutiveGatewayFailure,
-    /// Attempts without a response in a row.
+    /// Attempts without a whole response in a row.
     ConsecutiveLocalOriginFailure,
     /// It succeeds less often than the fleet does.
     SuccessRate,

@@ -136,6 +136,25 @@ pub(crate) fn of_failure(failure: &Failure, took: Duration) -> Option<Answer> {
     of_endpoint.then(|| Answer::new(AttemptOutcome::Failure, took))
 }
 
+/// What a failure says that has broken off an answer whose head was good; `None`: nothing. `took`: the time to the head, and to
+/// this. Who stands still until a time of ours is over has cost all of that time.
+pub(crate) fn of_break(failure: &Failure, (took, whole): (Duration, Duration)) -> Option<Answer> {
+    match (failure.fault, failure.cause) {
+        (Fault::Local, Cause::StreamIdleTimeout) if !failure.is_hasty => {
+            Some(Answer::new(AttemptOutcome::Failure, whole))
+        }
+        (Fault::Local, _) => of_failure(failure, whole),
+        (Fault::Upstream | Fault::Downstream, _) => of_failure(failure, took),
+    }
+}
+
+/// Whether nobody knows when more of an answer comes: that nothing does says nothing.
+pub(crate) fn may_be_silent(response: &ResponseHead) -> bool {
+    const EVENTS: &[u8] = b"text/event-stream";
+    let kind = response.fields.known(KnownName::ContentType);
+    kind.and_then(|kind| kind.get(..EVENTS.len())).is_some_and(|kind| kind.eq_ignore_ascii_case(EVENTS))
+}
+
 /// Seconds, or a date (RFC 9110, 10.2.3).
 fn retry_after(value: &[u8], wall: impl FnOnce() -> Duration) -> Option<Duration> {
     let value = value.trim_ascii();
@@ -265,6 +284,23 @@ mod tests {
         let broken = Failure::upstream(Cause::UpstreamReset, Retry::No);
         assert_eq!(of(Err(&broken), None), AttemptOutcome::Failure);
         assert_eq!(of(Err(&Failure::downstream(Cause::DownstreamReset)), None), AttemptOutcome::Success);
+    }
+
+    #[test]
+    fn an_answer_that_its_endpoint_breaks_off_or_lets_stand_is_a_failure_of_local_origin() {
+        let (took, whole) = (Duration::from_millis(3), Duration::from_secs(5));
+        let of = |failure: Failure| of_break(&failure, (took, whole));
+        let failed = |took| Some(Answer::new(AttemptOutcome::Failure, took));
+        assert_eq!(of(Failure::upstream(Cause::UpstreamReset, Retry::No)), failed(took));
+        for time_out in [Cause::RequestTimeout, Cause::DeadlineExceeded, Cause::StreamIdleTimeout] {
+            assert_eq!(of(Failure::local(time_out)), failed(whole), "{time_out}");
+            assert_eq!(of(Failure { is_hasty: true, ..Failure::local(time_out) }), None, "{time_out}");
+        }
+        let ours = [Cause::MaxStreamDuration, Cause::Draining, Cause::Internal];
+        assert!(ours.into_iter().all(|cause| of(Failure::local(cause)).is_none()));
+        assert_eq!(of(Failure::downstream(Cause::DownstreamReset)), None);
+        let excused = Failure { is_hasty: true, ..Failure::upstream(Cause::UpstreamReset, Retry::No) };
+        assert_eq!(of(excused), None);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod exchange;
 mod hedge;
+mod late;
 mod pick;
 mod repeat;
 mod told;
@@ -21,6 +22,7 @@ use smallvec::SmallVec;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
+use self::late::Late;
 use self::told::has_left;
 use super::affinity::Affinity;
 use super::body::RequestBody;
@@ -68,8 +70,8 @@ pub(crate) struct Attempts<'a> {
     ticket: Option<Ticket>,
     /// So does that of the route; few have one, and all futures would be larger for it.
     by_route: Option<Box<Ticket>>,
-    /// How long the head of the response took, where only its end says what became of the call.
-    late: Option<Duration>,
+    /// The head of the response was good, and its end will say what became of it.
+    late: Option<Late>,
     /// The endpoint hears a deadline of a caller who is not believed.
     overheard: bool,
     /// What the application calls for the sake of this request has no more time than it.

@@ -200,7 +200,5 @@ async fn run(
         deadlines = attempts.become_tunnel(journey.started());
         return Box::pin(tunnel::run(conn, exchange, down, response, journey, &mut deadlines)).await;
     }
-    let done = transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await;
-    attempts.ended(done.as_ref().copied(), journey.record.grpc_status);
-    done
+    transfer::response(&mut attempts, exchange, down, &mut body, response, journey, &mut deadlines).await
 }

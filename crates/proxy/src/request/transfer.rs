@@ -3,10 +3,14 @@
 
 use std::future::poll_fn;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use meshwork_base::Tick;
 use meshwork_decision::Cause;
 use meshwork_http1::{KnownName, ResponseHead};
 
+use super::answer;
+use super::attempt::Attempts;
 use super::body::{RequestBody, Side};
 use super::bulk::{Bulk, Moved};
 use super::deadline::Deadlines;
@@ -15,9 +19,12 @@ use super::shape;
 use crate::connections::{Order, Phase};
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
-use crate::error::Failure;
+use crate::error::{Failure, Fault};
 use crate::http::stream::{Frame, StreamError};
 use crate::upstream::Exchange;
+
+/// Whoever takes nothing for so long may find that its endpoint has given up: none does sooner.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What interrupts an exchange from outside: its time, the caller leaving, the process stopping.
 pub(crate) fn poll_interrupted(
@@ -109,7 +116,7 @@ pub(crate) async fn until_head(
 /// # Errors
 /// Either side broke, or the exchange was interrupted; the response may have begun.
 pub(crate) async fn response(
-    conn: &Conn,
+    attempts: &mut Attempts<'_>,
     mut exchange: Exchange,
     down: &mut Down<'_>,
     body: &mut RequestBody<'_>,
@@ -117,52 +124,33 @@ pub(crate) async fn response(
     journey: &mut Journey<'_>,
     deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
+    let conn = journey.conn();
     body.settle();
     if matches!(down, Down::H2(_)) {
         exchange.share();
     }
-    let mut ended = exchange.is_end();
+    let ended = exchange.is_end();
     conn.say_whether_last(down);
     down.send_head(head, ended).map_err(|error| Failure::of_downstream(&error))?;
     if ended {
         down.end(None);
     }
     // Its last bytes may not have been written when the response came.
-    let mut request_open = !body.is_sent();
-    let mut bulk = Bulk::default();
+    let request_open = !body.is_sent();
+    let mut passing = Passing { ended, request_open, bulk: Bulk::default(), reader: Reader::default() };
     let moved = poll_fn(|cx| {
         let before = (body.received, journey.record.bytes_sent);
-        loop {
-            if request_open && body.poll_pump(cx, down, &mut exchange).is_err() {
-                // The response goes on without it; the connection cannot be used again.
-                request_open = false;
-            }
-            let flushed = bulk.is_under_way()
-                || poll_response(cx, &mut exchange, down, &mut ended, &mut bulk, journey)?;
-            if ended && flushed {
-                return Poll::Ready(Ok(()));
-            }
-            if flushed && bulk.takes_over(&exchange, down, journey) {
-                match bulk.poll(cx, &mut exchange, down, journey)? {
-                    Moved::All => {
-                        down.end(None);
-                        return Poll::Ready(Ok(()));
-                    }
-                    Moved::Some => break,
-                }
-            }
-            bulk.rest();
-            // After a full flush there is room again: what the upstream has ready is taken in this turn.
-            if !flushed || !down.has_room() || ended || !shape::may_pass(cx, journey) {
-                break;
-            }
-            if !poll_ready_frame(cx, &mut exchange, down, &mut ended, journey)? {
-                break;
-            }
+        if passing.turn(cx, &mut exchange, down, body, attempts, journey)? {
+            return Poll::Ready(Ok(()));
         }
         if before != (body.received, journey.record.bytes_sent) {
-            conn.entry.progress(conn.worker.now());
+            let now = conn.worker.now();
+            conn.entry.progress(now);
+            if before.1 != journey.record.bytes_sent {
+                attempts.answer_goes_on(now);
+            }
         }
+        attempts.poll_patience(cx);
         poll_interrupted(cx, conn, down, deadlines).map(Err)
     })
     .await;
@@ -170,13 +158,115 @@ pub(crate) async fn response(
     match moved {
         Ok(()) if body.is_sent() => exchange.finish(conn.worker.now()),
         Ok(()) => exchange.abort(),
-        Err(failure) => {
+        Err(mut failure) => {
             exchange.abort();
+            failure.is_hasty |= passing.reader.excuses(&failure, body, head, journey);
+            // What has come whole is whole, whoever has left before it was read.
+            let ended = if passing.ended { Ok(()) } else { Err(&failure) };
+            attempts.ended(ended, journey.record.grpc_status);
             return Err(failure);
         }
     }
     journey.finish_answered(head);
     Ok(())
+}
+
+/// A response that is passed on.
+struct Passing {
+    /// Its end is here.
+    ended: bool,
+    request_open: bool,
+    bulk: Bulk,
+    reader: Reader,
+}
+
+impl Passing {
+    /// Moves what there is and what there is room for; true: all of it has been moved.
+    #[inline]
+    fn turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        exchange: &mut Exchange,
+        down: &mut Down<'_>,
+        body: &mut RequestBody<'_>,
+        attempts: &mut Attempts<'_>,
+        journey: &mut Journey<'_>,
+    ) -> Result<bool, Failure> {
+        let is_taken = loop {
+            if self.request_open && body.poll_pump(cx, down, exchange).is_err() {
+                // The response goes on without it; the connection cannot be used again.
+                self.request_open = false;
+            }
+            let flushed = self.bulk.is_under_way()
+                || poll_response(cx, exchange, down, &mut self.ended, &mut self.bulk, journey)?;
+            if self.ended {
+                // However long its caller takes to read what is here.
+                attempts.ended(Ok(()), journey.record.grpc_status);
+                if flushed {
+                    return Ok(true);
+                }
+            }
+            if flushed && self.bulk.takes_over(exchange, down, journey) {
+                match self.bulk.poll(cx, exchange, down, journey)? {
+                    Moved::All => {
+                        attempts.ended(Ok(()), journey.record.grpc_status);
+                        down.end(None);
+                        return Ok(true);
+                    }
+                    Moved::Some => break !self.bulk.is_under_way(),
+                }
+            }
+            self.bulk.rest();
+            // After a full flush there is room again: what the upstream has ready is taken in this turn.
+            let is_taken = flushed && down.has_room();
+            if !is_taken || self.ended || !shape::may_pass(cx, journey) {
+                break is_taken;
+            }
+            if !poll_ready_frame(cx, exchange, down, &mut self.ended, journey)? {
+                break is_taken;
+            }
+        };
+        self.reader.takes(is_taken, || journey.conn().worker.now());
+        Ok(false)
+    }
+}
+
+/// Who does not read what there is keeps its endpoint waiting, and no endpoint waits for ever.
+#[derive(Default)]
+struct Reader {
+    /// Since when it has taken nothing.
+    waits: Option<Tick>,
+    /// It has taken nothing for [`PATIENCE`] before.
+    was_away: bool,
+}
+
+impl Reader {
+    fn takes(&mut self, is_taken: bool, now: impl FnOnce() -> Tick) {
+        if !is_taken {
+            self.waits.get_or_insert_with(now);
+        } else if let Some(since) = self.waits.take() {
+            self.was_away |= now().since(since) >= PATIENCE;
+        }
+    }
+
+    /// Whether it is not its endpoint's fault that an answer broke off: that has not got the whole request, or its answer was
+    /// not read. What is our own limit is nobody's fault either where we slow it down, or where nothing need come.
+    #[cold]
+    fn excuses(
+        &self,
+        failure: &Failure,
+        body: &RequestBody<'_>,
+        head: &ResponseHead,
+        journey: &mut Journey<'_>,
+    ) -> bool {
+        if journey.is_grpc() {
+            return false;
+        }
+        let now = journey.conn().worker.now();
+        let is_away = self.was_away || self.waits.is_some_and(|since| now.since(since) >= PATIENCE);
+        let is_ours = self.waits.is_some() || shape::is_slowed(journey) || answer::may_be_silent(head);
+        !body.is_sent() || is_away || failure.fault == Fault::Local && is_ours
+    }
 }
 
 /// Takes frames as long as there are any and there is room, then flushes; true when nothing is left to write.

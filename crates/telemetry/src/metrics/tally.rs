@@ -9,12 +9,16 @@ use crate::record::is_grpc_failure;
 /// Upper bounds of [`ServiceTally::buckets`], in milliseconds; the last bucket holds what is beyond.
 pub const DURATION_BOUNDS_MS: &[f64] = DURATION_BOUNDS;
 
+/// Flags of answers that began well and did not come to their end, by nobody's wish: their status is that of their head.
+/// A caller who leaves has had what it wanted, and a stream that lasted as long as it may what was allowed.
+const BROKEN_OFF: [&str; 6] = ["UC", "UR", "UPE", "UT", "SI", "LR"];
+
 /// The requests to one service, as one side has counted them since the process started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceTally {
     /// How many.
     pub requests: u64,
-    /// With a status from 500 or none, or a gRPC status of a failure.
+    /// With a status from 500 or none, broken off in their answer by the endpoint or by us, or with a gRPC status of a failure.
     pub failed: u64,
     /// By how long they took, each bucket by itself.
     pub buckets: Vec<u64>,
@@ -31,8 +35,10 @@ impl MetricsRegistry {
             let Some(tally) = named(&mut tallies, labels) else { continue };
             let count = counted.sum();
             tally.requests += count;
-            let failed =
-                outcome.code >= 500 || outcome.code == 0 || outcome.grpc.is_some_and(is_grpc_failure);
+            let failed = outcome.code >= 500
+                || outcome.code == 0
+                || BROKEN_OFF.contains(&outcome.flag)
+                || outcome.grpc.is_some_and(is_grpc_failure);
             tally.failed += if failed { count } else { 0 };
         }
         for ((labels, _), workers) in &requests.histograms {

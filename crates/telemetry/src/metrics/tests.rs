@@ -546,3 +546,22 @@ fn sources_are_asked_at_each_scrape() {
         assert_eq!(text.matches("# TYPE meshwork_registry_checks gauge\n").count(), 1, "{text}");
     }
 }
+
+#[test]
+fn an_answer_that_was_broken_off_is_no_success_whatever_its_head_said() {
+    let registry = MetricsRegistry::default();
+    let mine = registry.worker();
+    let reviews = mine.requests(&to("reviews"));
+    let ended = |status, flag| reviews.observe(&Record { flag, ..request(status, 1) });
+    for flag in ["UC", "UR", "UPE", "UT", "SI", "LR"] {
+        ended(200, flag);
+    }
+    // Nobody wanted the rest, it lasted as long as it may, or it is whole and nothing could be done about it.
+    for (status, flag) in [(200, ""), (200, "DC"), (200, "DR"), (200, "DT"), (404, "URX"), (429, "RL")] {
+        ended(status, flag);
+    }
+    ended(503, "");
+    let tallies = registry.by_service();
+    let tally = tallies.values().next().unwrap();
+    assert_eq!((tally.requests, tally.failed), (13, 7));
+}

@@ -39,14 +39,17 @@ impl Attempts<'_> {
             Ok(()) => {
                 cluster.served();
                 if comes_late {
-                    self.late = Some(took);
-                    // Nobody else waits to try what answers, however long its stream lasts.
-                    return self
-                        .settle(&Answer { status: 200, ..Answer::new(AttemptOutcome::Success, took) }, now);
+                    return self.call_begins(took, now);
                 }
                 let to_repeat = self.repeats.names(response, is_grpc);
                 let wall = || worker.shared.clock.wall();
-                Answer { to_repeat, ..answer::of_response(response, is_grpc, took, wall) }
+                let answer = Answer { to_repeat, ..answer::of_response(response, is_grpc, took, wall) };
+                // What is given up for another attempt has no end, and a tunnel's is not the answer's.
+                let is_whole = !more || to_repeat || response.tunnel;
+                if answer.outcome == AttemptOutcome::Success && !is_whole {
+                    return self.answer_begins(&answer, now);
+                }
+                answer
             }
             Err(failure) => match answer::of_failure(failure, took) {
                 Some(answer) => answer,
@@ -54,19 +57,6 @@ impl Attempts<'_> {
             },
         };
         self.tell(&answer, now);
-    }
-
-    /// The response has ended: what only its trailers could say is told now. It is too late for another attempt.
-    pub(crate) fn ended(&mut self, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
-        if let Some(took) = self.late.take() {
-            let to_repeat = grpc_status.is_some_and(|code| self.repeats.names_code(code));
-            let answer = Answer { to_repeat, ..answer::of_end(ended, grpc_status, took) };
-            // A caller who has left says nothing of whether a repetition helped.
-            if ended.is_ok() || answer.outcome != AttemptOutcome::Success {
-                self.repeats.ended(answer.outcome == AttemptOutcome::Success && !to_repeat);
-            }
-            self.tell(&answer, self.conn.worker.now());
-        }
     }
 
     /// The caller has left while the endpoint had the request. Of an answer that has not come nothing is known but that it
@@ -80,30 +70,33 @@ impl Attempts<'_> {
         }
     }
 
-    fn tell(&mut self, answer: &Answer, now: Tick) {
+    pub(super) fn tell(&mut self, answer: &Answer, now: Tick) {
         if self.overheard && answer.status == 504 {
             return self.let_go();
         }
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
-        let worker = &self.conn.worker;
         if let Some(trial) = self.trial.take() {
-            worker.shifted(cluster, cluster.tried(trial, answer, now));
+            self.conn.worker.shifted(cluster, cluster.tried(trial, answer, now));
         }
-        worker.attempted(cluster, endpoint, answer, now);
+        self.conn.worker.attempted(cluster, endpoint, answer, now);
         self.conclude(|_| true, answer, now);
     }
 
     /// Ends the trials that hang on this attempt, of endpoint and breaker.
-    fn settle(&mut self, answer: &Answer, now: Tick) {
-        let Target::Service { cluster, .. } = self.target else { return };
-        if let Some(trial) = self.trial.take() {
-            self.conn.worker.shifted(cluster, cluster.tried(trial, answer, now));
-        }
+    pub(super) fn settle(&mut self, answer: &Answer, now: Tick) {
+        self.tried(answer, now);
         self.conclude(Ticket::is_trial, answer, now);
     }
 
+    /// Ends the trial of its endpoint.
+    pub(super) fn tried(&mut self, answer: &Answer, now: Tick) {
+        if let (Target::Service { cluster, .. }, Some(trial)) = (self.target, self.trial.take()) {
+            self.conn.worker.shifted(cluster, cluster.tried(trial, answer, now));
+        }
+    }
+
     /// Tells the breaker.
-    fn conclude(&mut self, which: impl Fn(&Ticket) -> bool, answer: &Answer, now: Tick) {
+    pub(super) fn conclude(&mut self, which: impl Fn(&Ticket) -> bool, answer: &Answer, now: Tick) {
         let worker = &self.conn.worker;
         if let Some(ticket) = self.ticket.take_if(|ticket| which(ticket)) {
             worker.breaker_ends(ticket, answer, now);
@@ -116,6 +109,7 @@ impl Attempts<'_> {
     /// The attempt has ended without a word on whom it went to.
     pub(super) fn let_go(&mut self) {
         (self.trial, self.ticket, self.by_route) = (None, None, None);
+        self.late = None;
     }
 }
 

@@ -1,0 +1,142 @@
+//! An answer whose head is good, and whose end will say what became of it: one that is broken off is none.
+//!
+//! *HTTP.* How long it took is told with the head, so that a download does not delay what the balancer knows. What became of it
+//! is told with its end, or when it has [gone on](GOES_ON) for a while: a stream may last for days. Breaks it off afterwards, that
+//! is one failure more.
+//!
+//! *gRPC.* The head of a call says nothing but that somebody is there; how it went comes with the trailers.
+//!
+//! *Trials.* Others wait for the end of a call that tries an endpoint, or a service. So the head is enough where it is a stream
+//! of gRPC; one of HTTP has [`PATIENCE`], if nothing of it comes.
+
+use std::task::Context;
+use std::time::Duration;
+
+use meshwork_base::Tick;
+use meshwork_decision::{Answer, AttemptOutcome, Ticket};
+
+use super::Attempts;
+use crate::error::Failure;
+use crate::request::answer;
+use crate::request::route::Target;
+use crate::timers::Timer;
+
+/// What of an answer still comes so long after its head shows that its endpoint is well.
+const GOES_ON: Duration = Duration::from_secs(1);
+/// So long others wait for the end of an answer of which nothing comes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// See the module's text.
+pub(super) struct Late {
+    /// To its head.
+    took: Duration,
+    head: Tick,
+    /// That of HTTP; absent for a call of gRPC, whose status is to come.
+    status: Option<u16>,
+    /// It was well so far, and that was told.
+    stands: bool,
+    /// When others have waited for long enough. Only trials have one: they are few.
+    patience: Option<Box<Timer>>,
+}
+
+impl Late {
+    fn well(&self) -> Answer {
+        let status = self.status.unwrap_or(200);
+        Answer { status, ..Answer::new(AttemptOutcome::Success, self.took) }
+    }
+}
+
+impl Attempts<'_> {
+    /// The head of a call of gRPC is there, of which the trailers will say how it went.
+    pub(super) fn call_begins(&mut self, took: Duration, now: Tick) {
+        let late = Late { took, head: now, status: None, stands: false, patience: None };
+        // Nobody else waits to try what answers, however long its stream lasts.
+        self.settle(&late.well(), now);
+        self.late = Some(late);
+    }
+
+    /// A good head is there, and more will follow.
+    pub(super) fn answer_begins(&mut self, answer: &Answer, now: Tick) {
+        let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
+        cluster.begun(endpoint, answer, now);
+        let is_trial = self.trial.is_some()
+            || self.ticket.as_ref().is_some_and(Ticket::is_trial)
+            || self.by_route.as_deref().is_some_and(Ticket::is_trial);
+        let patience = is_trial.then(|| Box::new(self.conn.worker.timers.start(PATIENCE)));
+        let status = Some(answer.status);
+        self.late = Some(Late { took: answer.took, head: now, status, stands: false, patience });
+    }
+
+    /// Something of the answer has come.
+    #[inline]
+    pub(crate) fn answer_goes_on(&mut self, now: Tick) {
+        let lasts = |late: &Late| late.status.is_some() && !late.stands && now.since(late.head) >= GOES_ON;
+        if self.late.as_ref().is_some_and(lasts) {
+            self.stands(now);
+        }
+    }
+
+    /// Looks whether others have waited for long enough.
+    #[inline]
+    pub(crate) fn poll_patience(&mut self, cx: &mut Context<'_>) {
+        let patience = self.late.as_mut().and_then(|late| late.patience.as_mut());
+        if patience.is_some_and(|timer| timer.poll(cx).is_ready()) {
+            self.stands(self.conn.worker.now());
+        }
+    }
+
+    /// It is well for all that is known. The breaker looks at whole calls: what is no trial is told with its end.
+    #[cold]
+    fn stands(&mut self, now: Tick) {
+        let Some(late) = &mut self.late else { return };
+        (late.stands, late.patience) = (true, None);
+        let well = late.well();
+        self.settle(&well, now);
+        self.tell_end(&well, now);
+    }
+
+    /// The answer has ended: what the end alone could say is told now. It is too late for another attempt.
+    #[inline]
+    pub(crate) fn ended(&mut self, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
+        let Some(late) = self.late.take() else { return };
+        match late.status {
+            None => self.call_ended(&late, ended, grpc_status),
+            Some(_) => self.answer_ended(&late, ended),
+        }
+    }
+
+    fn call_ended(&mut self, late: &Late, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
+        let to_repeat = grpc_status.is_some_and(|code| self.repeats.names_code(code));
+        let answer = Answer { to_repeat, ..answer::of_end(ended, grpc_status, late.took) };
+        // A caller who has left says nothing of whether a repetition helped.
+        if ended.is_ok() || answer.outcome != AttemptOutcome::Success {
+            self.repeats.ended(answer.outcome == AttemptOutcome::Success && !to_repeat);
+        }
+        self.tell(&answer, self.conn.worker.now());
+    }
+
+    fn answer_ended(&mut self, late: &Late, ended: Result<(), &Failure>) {
+        let now = self.conn.worker.now();
+        let broken = match ended {
+            Ok(()) => None,
+            Err(failure) => match answer::of_break(failure, (late.took, self.behind.took(self.began, now))) {
+                Some(broken) => Some(broken),
+                // A caller who has left, and what is ours, says nothing but what was seen before.
+                None if late.stands => None,
+                None => return self.let_go(),
+            },
+        };
+        let answer = broken.unwrap_or_else(|| late.well());
+        self.tried(&answer, now);
+        if broken.is_some() || !late.stands {
+            self.tell_end(&answer, now);
+        }
+        self.conclude(|_| true, &answer, now);
+    }
+
+    fn tell_end(&self, answer: &Answer, now: Tick) {
+        if let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) {
+            self.conn.worker.answer_ended(cluster, endpoint, answer, now);
+        }
+    }
+}

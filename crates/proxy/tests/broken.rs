@@ -1,0 +1,353 @@
+//! Answers that begin well and are broken off, by their endpoint, by a time of ours, or by who has asked for them.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use meshwork_base::ManualClock;
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use support::h2::h2_upstream;
+use support::policy::{BUSY, GET, OK, gateway, traffic};
+use support::{Harness, exchange, is_head, read_until, rule, upstream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+/// Half of a response, after which its connection ends.
+const HALF: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n<close>";
+/// Half of one that goes on.
+const BEGUN: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhello";
+/// The same of a stream of events.
+const EVENTS: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: Text/Event-Stream\r\n\r\ndata: hello\n\n";
+
+/// Answers all with this, and counts them.
+async fn saying(response: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            response.to_vec()
+        })
+    })
+    .await;
+    (up.address, asked)
+}
+
+/// Resets the stream of every answer in its body.
+async fn resetting() -> (SocketAddr, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+            body.send_data(Bytes::from_static(b"half"), false).unwrap();
+            // What h2 has of it leaves before the reset, or with it: both are an answer that is broken off.
+            body.reserve_capacity(1);
+            tokio::task::yield_now().await;
+            body.send_reset(h2::Reason::INTERNAL_ERROR);
+        }
+    })
+    .await;
+    (up.address, asked)
+}
+
+/// Endpoints in turn, whoever failed last.
+fn in_turn(policy: v1::TrafficPolicy) -> v1::TrafficPolicy {
+    v1::TrafficPolicy { algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(), ..policy }
+}
+
+/// Ejects who has failed so often in a row, for a minute.
+fn ejecting_after(failures: u32, split: bool) -> v1::TrafficPolicy {
+    let (any, local) = if split { (0, failures) } else { (failures, 0) };
+    let outlier = v1::OutlierDetection {
+        consecutive_5xx: Some(any),
+        consecutive_local_origin_failure: Some(local),
+        split_external_local_origin_errors: Some(split),
+        base_ejection_time_ms: 60_000,
+        max_ejection_percent: 50,
+        ..crate::support::rows_off()
+    };
+    in_turn(v1::TrafficPolicy { outlier_detection: Some(outlier), ..Default::default() })
+}
+
+/// Opens when half of at least `calls` fail, for five seconds, and then tries one.
+fn opening_after(calls: u32, per_endpoint: bool) -> v1::TrafficPolicy {
+    let circuit_breaker = Some(v1::CircuitBreaker {
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
+        minimum_calls: calls,
+        failure_percent: 50,
+        open_ms: 5_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        per_endpoint: Some(per_endpoint),
+        ..Default::default()
+    });
+    in_turn(v1::TrafficPolicy { circuit_breaker, ..Default::default() })
+}
+
+#[tokio::test]
+async fn who_breaks_off_every_answer_is_ejected_as_one_who_does_not_answer() {
+    for (split, cause) in [(true, "consecutive_local_origin_failure"), (false, "consecutive_5xx")] {
+        let (bad, asked) = saying(HALF).await;
+        let (good, (other, _)) = (saying(OK).await.0, saying(OK).await);
+        let (harness, address) = gateway(&[bad, good, other], Some(ejecting_after(3, split))).await;
+        let mut whole = 0;
+        for _ in 0..30 {
+            whole += usize::from(exchange(address, GET).await.ends_with("hello"));
+        }
+        assert_eq!((whole, asked.load(Ordering::SeqCst)), (27, 3), "three eject it: {cause}");
+        assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &["default/web", cause]), 1);
+    }
+}
+
+#[tokio::test]
+async fn who_resets_every_answer_is_ejected_too() {
+    let ((bad, asked), (good, _)) = (resetting().await, resetting().await);
+    let mut harness = Harness::start(meshwork_proxy::Settings::default());
+    harness.service("web", AppProtocol::Http2, &[bad, good]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    harness.change([traffic(ejecting_after(3, true))]).await;
+    for _ in 0..20 {
+        exchange(address, GET).await;
+    }
+    // The last one stays, whatever it does.
+    let cause = "consecutive_local_origin_failure";
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &["default/web", cause]), 1);
+    assert!([3, 17].contains(&asked.load(Ordering::SeqCst)), "{asked:?}");
+}
+
+#[tokio::test]
+async fn the_breaker_of_an_endpoint_that_breaks_answers_off_opens() {
+    let ((bad, asked), (good, _)) = (saying(HALF).await, saying(OK).await);
+    let (harness, address) = gateway(&[bad, good], Some(opening_after(3, true))).await;
+    for _ in 0..30 {
+        exchange(address, GET).await;
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
+    assert_eq!(harness.metric("meshwork_endpoint_circuit_breakers", &["\"open\""]), 1);
+}
+
+#[tokio::test]
+async fn calls_are_held_back_where_answers_are_broken_off() {
+    let (bad, asked) = saying(HALF).await;
+    // So aggressive that one failure holds back nearly all.
+    let admission_control = Some(v1::AdmissionControl {
+        sampling_window_ms: 30_000,
+        success_rate_threshold: 95,
+        aggression_thousandths: 1_000_000,
+        rps_threshold: Some(0),
+        max_rejection_percent: Some(100),
+        ..Default::default()
+    });
+    let policy = v1::TrafficPolicy { admission_control, ..Default::default() };
+    let (_harness, address) = gateway(&[bad], Some(policy)).await;
+    let mut refused = 0;
+    for _ in 0..50 {
+        refused += usize::from(exchange(address, GET).await.ends_with("admission_control\n"));
+    }
+    assert!(refused >= 40, "{refused} of 50");
+    assert_eq!(asked.load(Ordering::SeqCst), 50 - refused);
+}
+
+#[tokio::test]
+async fn the_balancer_leaves_alone_who_has_broken_an_answer_off() {
+    let ((bad, asked), (good, _)) = (saying(HALF).await, saying(OK).await);
+    let mut harness = Harness::at(&ManualClock::new());
+    harness.service("web", AppProtocol::Http1, &[bad, good]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    for _ in 0..30 {
+        exchange(address, GET).await;
+    }
+    // No time goes by in which it could have rested.
+    assert!(asked.load(Ordering::SeqCst) <= 1, "{asked:?}");
+}
+
+/// Answers `failures` requests badly and the next with the beginning of a response, to which it adds what it is sent; it
+/// closes when nobody can send any more. All others are answered well.
+async fn staged(failures: usize) -> (SocketAddr, mpsc::Sender<&'static [u8]>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (more, mut pieces) = mpsc::channel(4);
+    tokio::spawn(async move {
+        for number in 0.. {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            read_until(&mut tcp, "\r\n\r\n").await;
+            if number != failures {
+                let response = if number < failures { BUSY } else { OK };
+                tcp.write_all(response).await.unwrap();
+                continue;
+            }
+            tcp.write_all(BEGUN).await.unwrap();
+            let mut pieces = std::mem::replace(&mut pieces, mpsc::channel(1).1);
+            tokio::spawn(async move {
+                while let Some(piece) = pieces.recv().await {
+                    tcp.write_all(piece).await.unwrap();
+                }
+            });
+        }
+    });
+    (address, more)
+}
+
+/// A caller who has read the beginning of its response.
+async fn reading(address: SocketAddr) -> TcpStream {
+    let mut caller = TcpStream::connect(address).await.unwrap();
+    caller.write_all(GET).await.unwrap();
+    read_until(&mut caller, "hello").await;
+    caller
+}
+
+/// A gateway at a clock before one endpoint that has failed until its breaker opened, and that is to be tried.
+async fn to_be_tried(clock: &ManualClock, endpoint: SocketAddr) -> (Harness, SocketAddr) {
+    let mut harness = Harness::at(clock);
+    harness.service("web", AppProtocol::Http1, &[endpoint]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    harness.change([traffic(opening_after(3, false))]).await;
+    for _ in 0..3 {
+        assert!(exchange(address, GET).await.ends_with("busy"));
+    }
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"));
+    clock.advance(Duration::from_secs(5));
+    (harness, address)
+}
+
+const CHANGES: &str = "meshwork_circuit_breaker_changes_total";
+
+#[tokio::test]
+async fn a_trial_whose_answer_is_broken_off_has_failed() {
+    let clock = ManualClock::new();
+    let (up, more) = staged(3).await;
+    let (harness, address) = to_be_tried(&clock, up).await;
+    let mut trial = reading(address).await;
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"), "its end is waited for");
+    drop(more);
+    tokio::io::copy(&mut trial, &mut tokio::io::sink()).await.ok();
+    assert_eq!(harness.metric(CHANGES, &["trials_failed"]), 1);
+}
+
+#[tokio::test]
+async fn a_long_answer_s_trial_is_over_when_it_has_gone_on_for_a_while() {
+    let clock = ManualClock::new();
+    let (up, more) = staged(3).await;
+    let (harness, address) = to_be_tried(&clock, up).await;
+    let mut trial = reading(address).await;
+    more.send(b"a").await.unwrap();
+    read_until(&mut trial, "a").await;
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"), "its end is waited for");
+    clock.advance(Duration::from_secs(1));
+    more.send(b"b").await.unwrap();
+    read_until(&mut trial, "b").await;
+    harness.wait_metric(CHANGES, &["trials_succeeded"], 1).await;
+    assert!(exchange(address, GET).await.ends_with("hello"), "though it has not ended");
+}
+
+#[tokio::test]
+async fn a_trial_of_whose_answer_nothing_comes_does_not_keep_others_away_for_ever() {
+    let clock = ManualClock::new();
+    let (up, _more) = staged(3).await;
+    let (harness, address) = to_be_tried(&clock, up).await;
+    let _trial = reading(address).await;
+    let over = async {
+        while harness.metric(CHANGES, &["trials_succeeded"]) == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), over).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_in_the_middle_of_an_answer_says_nothing_of_it() {
+    let clock = ManualClock::new();
+    let (up, _more) = staged(3).await;
+    let (harness, address) = to_be_tried(&clock, up).await;
+    drop(reading(address).await);
+    let line = harness.lines(5).await.remove(4);
+    assert!(line.contains("downstream_closed"), "{line}");
+    assert_eq!(harness.metric(CHANGES, &["trials"]), 0, "neither well nor badly");
+    assert!(exchange(address, GET).await.ends_with("hello"), "another one tries it");
+    assert_eq!(harness.metric(CHANGES, &["trials_succeeded"]), 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_after_it_was_taken_for_well_is_one_failure_more() {
+    let clock = ManualClock::new();
+    let (up, more) = staged(0).await;
+    let (good, _) = saying(OK).await;
+    let mut harness = Harness::at(&clock);
+    harness.service("web", AppProtocol::Http1, &[up, good]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    harness.change([traffic(ejecting_after(1, true))]).await;
+    let mut caller = TcpStream::connect(address).await.unwrap();
+    // Either is the first.
+    loop {
+        caller.write_all(GET).await.unwrap();
+        let begun = read_until(&mut caller, "hello").await;
+        if begun.to_lowercase().contains("content-length: 100") {
+            break;
+        }
+        caller = TcpStream::connect(address).await.unwrap();
+    }
+    clock.advance(Duration::from_secs(1));
+    more.send(b"b").await.unwrap();
+    read_until(&mut caller, "b").await;
+    let ejections = || harness.metric("meshwork_endpoint_ejections_total", &[]);
+    assert_eq!(ejections(), 0);
+    drop(more);
+    tokio::io::copy(&mut caller, &mut tokio::io::sink()).await.ok();
+    assert_eq!(ejections(), 1);
+}
+
+/// A policy that ejects at the first failure, and gives requests this long.
+fn impatient(request_ms: u32) -> v1::TrafficPolicy {
+    let timeouts = Some(v1::Timeouts { request_ms, ..Default::default() });
+    v1::TrafficPolicy { timeouts, ..ejecting_after(1, true) }
+}
+
+#[tokio::test]
+async fn who_stands_still_in_an_answer_until_its_time_is_over_has_failed_but_not_who_need_not_say_anything() {
+    for (response, ejections) in [(BEGUN, 1), (EVENTS, 0)] {
+        let ((still, asked), (good, _)) = (saying(response).await, saying(OK).await);
+        let (harness, address) = gateway(&[still, good], Some(impatient(1_000))).await;
+        for number in 1..=2 {
+            exchange(address, GET).await;
+            harness.lines(number).await;
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        assert!(harness.lines(2).await.iter().any(|line| line.contains("request_timeout")));
+        assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), ejections);
+    }
+}
+
+#[tokio::test]
+async fn that_a_caller_does_not_read_is_not_its_endpoint_s_fault() {
+    const LENGTH: usize = 256 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endless = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        read_until(&mut tcp, "\r\n\r\n").await;
+        tcp.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {LENGTH}\r\n\r\nhello").as_bytes())
+            .await
+            .unwrap();
+        while tcp.write_all(&[b'x'; 65_536]).await.is_ok() {}
+    });
+    let (good, _) = saying(OK).await;
+    let (harness, address) = gateway(&[endless, good], Some(impatient(2_000))).await;
+    let mut callers = Vec::new();
+    for _ in 0..2 {
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        caller.write_all(GET).await.unwrap();
+        callers.push(caller);
+    }
+    assert!(harness.lines(2).await.iter().any(|line| line.contains("request_timeout")));
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 0);
+}
