@@ -1,5 +1,6 @@
 //! What commands print. A pipe that was closed is no error: nobody wants the rest.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use comfy_table::presets::NOTHING;
@@ -18,11 +19,49 @@ pub(crate) enum Format {
     Yaml,
 }
 
+/// Text as a terminal may have it. Much of what is printed was made by strangers (ids, paths, what failed): a control
+/// character, of C1 too, could forge lines or clear the screen.
+pub(crate) fn plain(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unfit) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.replace(is_unfit, " "))
+}
+
+fn is_unfit(c: char) -> bool {
+    c.is_control() && !matches!(c, '\n' | '\t')
+}
+
+/// The same for JSON, which stays what it was: within its strings such characters may be written by their numbers.
+pub(crate) fn plain_json(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unfit) {
+        return Cow::Borrowed(text);
+    }
+    let written = |c: char| if is_unfit(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    Cow::Owned(text.chars().map(written).collect())
+}
+
 /// Writes text to stdout.
 ///
 /// # Errors
 /// Whatever the system says, except that the reader has gone.
 pub(crate) fn print(text: &str) -> io::Result<()> {
+    raw(&plain(text))
+}
+
+/// Empties the terminal.
+///
+/// # Errors
+/// Whatever the system says, except that the reader has gone.
+pub(crate) fn clear() -> io::Result<()> {
+    raw("\x1b[H\x1b[2J")
+}
+
+/// Writes text to stdout as it is: what is written to be read again, as YAML, stays what it was.
+///
+/// # Errors
+/// Whatever the system says, except that the reader has gone.
+pub(crate) fn raw(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     ignore_closed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
@@ -33,7 +72,7 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
 /// Whatever else the system says.
 pub(crate) fn line(text: &str) -> io::Result<bool> {
     let mut out = io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    match writeln!(out, "{}", plain(text)).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(error),
@@ -53,8 +92,10 @@ fn ignore_closed(result: io::Result<()>) -> io::Result<()> {
 /// The system refuses the bytes.
 pub(crate) fn value(format: Format, value: &impl Serialize) -> Result<(), Box<dyn std::error::Error>> {
     match format {
-        Format::Yaml => print(&serde_saphyr::to_string(value)?)?,
-        Format::Json | Format::Table => print(&format!("{}\n", serde_json::to_string_pretty(value)?))?,
+        Format::Yaml => raw(&serde_saphyr::to_string(value)?)?,
+        Format::Json | Format::Table => {
+            print(&plain_json(&format!("{}\n", serde_json::to_string_pretty(value)?)))?;
+        }
     }
     Ok(())
 }
@@ -97,5 +138,20 @@ pub(crate) fn failure(error: &dyn std::error::Error) {
 /// Writes a line to stderr.
 pub(crate) fn note(text: &str) {
     // Where stderr is closed there is nobody to tell.
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", plain(text));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_strangers_wrote_does_nothing_to_a_terminal_and_json_stays_what_it_was() {
+        let id = "a\u{9b}2J\u{85}\u{1b}[2J\u{7f}é";
+        assert_eq!(plain(&format!("{id}\n\tb\n")), "a 2J  [2J é\n\tb\n");
+        let json = serde_json::to_string_pretty(&serde_json::json!({"id": id})).unwrap();
+        let written = plain_json(&json);
+        assert!(!written.contains(is_unfit), "{written:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap()["id"], id);
+    }
 }

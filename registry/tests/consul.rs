@@ -76,6 +76,24 @@ async fn a_registered_service_is_shown_in_consuls_shapes() {
 }
 
 #[tokio::test]
+async fn a_locality_is_told_whole_and_its_region_as_sidecars_tell_theirs() {
+    let world = World::new().await;
+    for (id, locality, zone, region) in [
+        ("both", json!({"Zone": "z2", "Region": "r1"}), json!("z2"), json!("r1")),
+        ("region", json!({"Region": "r9"}), Value::Null, json!("r9")),
+        ("zone", json!({"Zone": "z3"}), json!("z3"), Value::Null),
+    ] {
+        let told = json!({"Name": id, "Address": "10.0.0.1", "Port": 80, "Locality": locality});
+        world.consul.put("/v1/agent/service/register", &told.to_string()).await;
+        let services = world.native().services().await.unwrap();
+        let instance =
+            services.iter().flat_map(|service| &service.instances).find(|one| one.id == id).unwrap();
+        let told = json!([instance.zone, instance.metadata.get("meshwork.dev/region")]);
+        assert_eq!(told, json!([zone, region]), "{id}");
+    }
+}
+
+#[tokio::test]
 async fn a_ttl_check_follows_its_reports_and_its_silence() {
     let world = World::new().await;
     world.consul.put("/v1/agent/service/register", WEB).await;

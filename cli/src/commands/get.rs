@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         (Format::Table, _) => print_table(&objects)?,
         (Format::Yaml, _) => {
             objects.iter().filter_map(hidden).for_each(|told| output::note(&format!("warning: {told}")));
-            output::print(&documents(&objects)?)?;
+            output::raw(&documents(&objects)?)?;
         }
         (format, true) => output::value(format, &objects.first())?,
         (format, false) => output::value(format, &objects)?,
@@ -115,8 +115,7 @@ fn documents(objects: &[Value]) -> Result<String, serde_saphyr::ser::Error> {
 
 fn comment(text: &str, all: &mut String) {
     for line in text.lines() {
-        let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        all.push_str(&format!("# {line}\n"));
+        all.push_str(&format!("# {}\n", output::plain(line)));
     }
 }
 

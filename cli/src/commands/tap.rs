@@ -92,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
             let lost = value["lost"].as_u64();
             left -= u64::from(lost.is_none());
             let open = match (arguments.output, lost) {
-                (Format::Json, _) => output::line(&format!("{value}"))?,
+                (Format::Json, _) => output::line(&output::plain_json(&value.to_string()))?,
                 (Format::Table, None) => output::line(&row(&value))?,
                 (Format::Table, Some(lost)) => {
                     let who = value["proxy"].as_str().unwrap_or("this reader");

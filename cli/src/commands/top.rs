@@ -130,7 +130,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
             let wanted = arguments.namespace.as_ref().map(|namespace| format!("{namespace}/"));
             rows.retain(|row| wanted.as_ref().is_none_or(|wanted| row.service.starts_with(wanted)));
             if redraws {
-                output::print("\x1b[H\x1b[2J")?;
+                output::clear()?;
             }
             show(arguments, &rows, &now)?;
             // An empty line parts the tables, and tells whether somebody still reads.
@@ -149,7 +149,10 @@ async fn ask(client: &Client) -> Result<Top, Box<dyn std::error::Error>> {
 fn show(arguments: &Arguments, rows: &[Row], now: &Top) -> Result<(), Box<dyn std::error::Error>> {
     match arguments.output {
         Format::Json => {
-            return Ok(output::print(&format!("{}\n", serde_json::to_string(&told(rows, now))?))?);
+            return Ok(output::print(&output::plain_json(&format!(
+                "{}\n",
+                serde_json::to_string(&told(rows, now))?
+            )))?);
         }
         Format::Yaml => {
             output::print("---\n")?;

@@ -345,8 +345,10 @@ pub(crate) fn is_failed(record: &Record) -> bool {
     !record.cause.is_empty() || record.status >= 500 || record.grpc_status.is_some_and(is_grpc_failure)
 }
 
+/// The last eight bytes as a number; of a shorter id all of them.
 fn last8(bytes: &[u8]) -> u64 {
-    bytes.last_chunk::<8>().map_or(0, |last| u64::from_be_bytes(*last))
+    let last = &bytes[bytes.len().saturating_sub(8)..];
+    last.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// A request's number, the same in every proxy: made of its trace id, else of its request id. Applications make ids as

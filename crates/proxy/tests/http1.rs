@@ -116,6 +116,27 @@ async fn what_a_caller_says_of_itself_and_of_the_way_counts_as_far_as_it_can_be_
     }
 }
 
+/// It is written to every hop's log and shown on terminals: no length but ours, nothing but what can be seen.
+#[tokio::test]
+async fn a_gateway_takes_an_id_of_a_stranger_only_if_it_is_short_and_can_be_seen() {
+    let longest = "a".repeat(128);
+    for (said, is_kept) in [
+        (longest.clone(), true),
+        (longest + "a", false),
+        ("a\u{9b}2J\u{85}fault".to_owned(), false),
+        ("two words".to_owned(), false),
+        (String::new(), false),
+        ("one\r\nX-Request-Id: two".to_owned(), false),
+    ] {
+        let head = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Request-Id: {said}\r\n\r\n");
+        let got = passed_on(vec![], &head).await;
+        let ids: Vec<_> = got.lines().filter_map(|line| line.strip_prefix("x-request-id: ")).collect();
+        assert_eq!(ids.len(), 1, "{said:?}: {got}");
+        assert_eq!(ids[0] == said, is_kept, "{said:?}: {got}");
+        assert!(is_kept || ids[0].len() == 36, "a UUID of ours: {got}");
+    }
+}
+
 #[tokio::test]
 async fn there_is_one_host_and_an_absolute_target_says_which() {
     for (head, host) in [

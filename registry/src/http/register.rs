@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::http::Uri;
-use meshwork_api::registry::Port;
+use meshwork_api::registry::{Port, sidecar};
 use meshwork_process::Caller;
 use serde_json::Value;
 
@@ -48,16 +48,22 @@ pub(super) fn service(mut fields: Fields, name_field: &str) -> Result<Definition
     fields.only("Kind", &[])?;
     fields.only("Namespace", &["default"])?;
     fields.only("Partition", &["default"])?;
+    let mut metadata = fields.text_map("Meta")?;
+    let (region, zone) = locality(&mut fields)?;
+    // Where sidecars say it; what was written there by hand is as good.
+    if let Some(region) = region {
+        metadata.entry(sidecar::REGION.to_owned()).or_insert(region);
+    }
     let instance = Instance {
         service: name,
         address: fields.text("Address")?.unwrap_or_default(),
         ports,
         tagged_addresses: tagged_addresses(&mut fields)?,
-        zone: locality(&mut fields)?,
+        zone,
         weight,
         weight_warning,
         tags: fields.texts("Tags")?,
-        metadata: fields.text_map("Meta")?,
+        metadata,
         enable_tag_override: fields.flag("EnableTagOverride")?,
         ..Instance::default()
     };
@@ -95,12 +101,13 @@ fn tagged_addresses(fields: &mut Fields) -> Result<BTreeMap<String, TaggedAddres
     Ok(all)
 }
 
-fn locality(fields: &mut Fields) -> Result<Option<String>, RegistryError> {
-    let Some(value) = fields.value("Locality") else { return Ok(None) };
+/// Region and zone.
+fn locality(fields: &mut Fields) -> Result<(Option<String>, Option<String>), RegistryError> {
+    let Some(value) = fields.value("Locality") else { return Ok((None, None)) };
     let mut locality = Fields::of("Locality", value)?;
     let (region, zone) = (locality.text("Region")?, locality.text("Zone")?);
     locality.finish()?;
-    Ok(zone.or(region))
+    Ok((region, zone))
 }
 
 /// Reads a check definition of the agent API; returns its id, if it has one, and the check.

@@ -226,7 +226,7 @@ struct Retrying {
     #[serde(default)]
     attempts: Option<u32>,
     #[serde(default)]
-    per_try_timeout: Option<Time>,
+    per_try_timeout: Option<Spanned<Time>>,
     #[serde(default)]
     backoff: Option<Pause>,
     #[serde(default)]
@@ -264,7 +264,7 @@ struct Hedging {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Times {
-    request: Time,
+    request: Spanned<Time>,
 }
 
 /// What is wrong with a file.
@@ -477,6 +477,34 @@ fn hedge(said: &Hedging) -> Result<HedgePolicy, Wrong> {
     }
 }
 
+/// How long a request may take. Of a policy `0s` is no limit; here a request that hangs would never be counted.
+fn timeout(said: Option<&Times>, default: Duration) -> Result<Duration, Wrong> {
+    match said.map(|times| &times.request) {
+        None => Ok(default),
+        Some(time) if time.value.0.is_zero() => wrong_at(
+            time,
+            "policies.timeouts.request: above 0s, which is no limit in a TrafficPolicy; a scenario needs one, so give \
+             it a time after which its callers would have left",
+        ),
+        Some(time) => Ok(time.value.0),
+    }
+}
+
+/// How long one attempt may take; `0s`: as long as the request, as of a policy.
+fn per_try(
+    said: Option<&Spanned<Time>>,
+    default: Option<Duration>,
+    request: Duration,
+) -> Result<Option<Duration>, Wrong> {
+    match said {
+        None => Ok(default),
+        Some(time) if time.value.0 > request => {
+            wrong_at(time, "policies.retry.perTryTimeout: at most `timeouts.request`")
+        }
+        Some(time) => Ok(Some(time.value.0).filter(|time| !time.is_zero())),
+    }
+}
+
 fn policies(said: &Said) -> Result<Policies, Wrong> {
     let default = Policies::default();
     let slow_start = said.load_balancer.as_ref().and_then(|balancer| balancer.slow_start.as_ref());
@@ -490,6 +518,7 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
         Choice::RoundRobin => Algorithm::RoundRobin,
         Choice::Random => Algorithm::Random,
     });
+    let timeout = timeout(said.timeouts.as_ref(), default.timeout)?;
     let retry = match &said.retry {
         None => default.retry,
         Some(said) => {
@@ -506,7 +535,7 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
             }
             RetryPolicy {
                 attempts: said.attempts.unwrap_or(default.attempts),
-                per_try_timeout: said.per_try_timeout.map(|time| time.0).or(default.per_try_timeout),
+                per_try_timeout: per_try(said.per_try_timeout.as_ref(), default.per_try_timeout, timeout)?,
                 backoff_base: base,
                 backoff_max: max,
                 budget: said.budget.as_ref().map_or(default.budget, |budget| RetryBudget {
@@ -526,7 +555,7 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
         hedge: said.hedge.as_ref().map(hedge).transpose()?,
         circuit_breaker: said.circuit_breaker.as_ref().map(breaking::breaker).transpose()?,
         admission: said.admission_control.as_ref().map(breaking::admission).transpose()?,
-        timeout: said.timeouts.as_ref().map_or(default.timeout, |times| times.request.0),
+        timeout,
         overload: said.overload.as_ref().map(overload::overload).transpose()?,
     })
 }

@@ -4,6 +4,7 @@
 
 use meshwork_decision::Cause;
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
+use meshwork_telemetry::Phase;
 use meshwork_xds::server::Observed;
 use serde::Serialize;
 
@@ -111,6 +112,10 @@ fn find(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
     let mut was_slow = false;
     // Parents never form a ring, yet nothing here shall hang on that.
     for _ in 0..hops.len() {
+        // It had its answer, and nobody below was to end it sooner.
+        if has_lasted(&hops[at]) {
+            break;
+        }
         let is_below =
             |below: &usize| parents[*below] == Some(at) && !is_superfluous(below) && !way.outlasts(*below);
         let below = || (0..hops.len()).filter(is_below);
@@ -162,6 +167,16 @@ fn find(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
     Some(told(hops, parents, at))
 }
 
+/// Whether it was answered, and lasted as long as a policy lets it.
+fn has_lasted(hop: &Observed) -> bool {
+    is_answering(hop) && cause_of(record(hop)) == Some(Cause::MaxStreamDuration)
+}
+
+/// Whether its answer had begun.
+fn is_answering(hop: &Observed) -> bool {
+    record(hop).phase == Phase::Response.as_str()
+}
+
 /// What failed because time was over says nothing of those that were waited for but that they were slow.
 pub(super) fn waited(hop: &Observed) -> bool {
     let is = record(hop);
@@ -200,7 +215,10 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
         },
         Some(_) if is_late(hops, parents, at) => (
             Who::Service,
-            format!("{application}{name} had not answered after {ms} ms, when its caller gave up"),
+            format!(
+                "{application}{name} had not {} after {ms} ms, when its caller gave up",
+                if is_answering(hop) { "ended its answer" } else { "answered" }
+            ),
         ),
         Some(cause) => match side_of(cause, &is.cause_detail) {
             Fault::Left => (Who::Caller, format!("the caller left after {ms} ms{detail}")),

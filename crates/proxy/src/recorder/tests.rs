@@ -62,6 +62,18 @@ fn failed_slow_and_retried_requests_are_kept_and_one_in_so_many_others() {
 }
 
 #[test]
+fn ids_of_a_few_bytes_are_in_the_sample_as_others_are() {
+    let recorder = recorder(1 << 20);
+    let sampled = (0..20_000).filter(|id| {
+        let mut record = Record::default();
+        record.text.set(b"GET", b"/a", b"shop", b"", format!("r{id}").as_bytes());
+        recorder.class(&record) == Some(Class::Sampled)
+    });
+    let count = sampled.count();
+    assert!((120..=280).contains(&count), "{count} of 20,000, where one in 100 is wanted");
+}
+
+#[test]
 fn every_proxy_samples_the_same_traces() {
     let (one, other) = (recorder(1 << 20), recorder(1 << 16));
     let class = |recorder: &Recorder, id, service| recorder.class(&request(id, service, ""));

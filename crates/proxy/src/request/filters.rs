@@ -22,6 +22,8 @@ use crate::observe::MARK;
 use crate::upstream::Head;
 
 const MAX_FORWARDS: &str = "max-forwards";
+/// Bytes of an id that a gateway takes of strangers: room for two UUIDs and what they are of.
+const LONGEST_ID: usize = 128;
 
 /// What the rule's filters make of a request.
 pub(crate) enum Verdict {
@@ -247,8 +249,11 @@ fn forwarded(conn: &Conn, fields: &mut Fields, journey: &mut Journey<'_>) -> Res
         Place::Outbound(_) => {}
     }
     journey.propagate(fields)?;
-    if fields.known(KnownName::XRequestId).is_none() {
+    if given_id(conn, fields).is_none() {
         let id = request_id(&mut *conn.worker.rng.borrow_mut());
+        if fields.known(KnownName::XRequestId).is_some() {
+            fields.remove_known(KnownName::XRequestId);
+        }
         fields.push_known(KnownName::XRequestId, id)?;
         journey.identified(&id);
     }
@@ -283,6 +288,22 @@ fn client_certificate(conn: &Conn, fields: &mut Fields) -> Result<(), FieldError
             Ok(())
         }
     }
+}
+
+/// What the caller calls its request. Each hop writes it to its log and tells it to whoever asks, so a gateway takes one of a
+/// stranger only where it is short and can do nothing to a terminal; what it does not take is replaced by ours.
+pub(super) fn given_id<'a>(conn: &Conn, fields: &'a Fields) -> Option<&'a [u8]> {
+    let mut all = fields.known_all(KnownName::XRequestId);
+    let id = all.next()?;
+    let is_believed = match conn.place {
+        Place::Gateway(_) => {
+            (1..=LONGEST_ID).contains(&id.len())
+                && id.iter().all(u8::is_ascii_graphic)
+                && all.next().is_none()
+        }
+        Place::Outbound(_) | Place::Inbound(_) | Place::Hbone(_) => true,
+    };
+    is_believed.then_some(id)
 }
 
 /// A random UUID (version 4, RFC 9562 section 5.4).

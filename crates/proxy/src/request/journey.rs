@@ -95,7 +95,7 @@ impl<'c> Journey<'c> {
             head.target.path_and_query().as_bytes(),
             head.authority().unwrap_or_default().as_bytes(),
             fields.known(KnownName::UserAgent).unwrap_or_default(),
-            fields.known(KnownName::XRequestId).unwrap_or_default(),
+            filters::given_id(conn, fields).unwrap_or_default(),
         );
         record.peer_id = conn.peer_id().map(|id| Arc::clone(id.shared()));
         let called = Called { grpc: is_grpc(head), ..Called::default() };

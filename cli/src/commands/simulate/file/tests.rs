@@ -38,6 +38,19 @@ fn what_is_said_counts() {
 }
 
 #[test]
+fn times_of_zero_are_no_limits_as_in_a_policy() {
+    let of = |said: &str| read(&format!("{LEAST}policies:\n  {said}\n"));
+    let (_, scenario) = of("retry: {perTryTimeout: 0s}").unwrap();
+    assert_eq!(scenario.policies.retry.per_try_timeout, None);
+    let Wrong(why) = of("timeouts: {request: 0s}").unwrap_err();
+    assert!(why.contains("line 6: policies.timeouts.request: above 0s, which is no limit"), "{why}");
+    let Wrong(why) = of("retry: {perTryTimeout: 6s}").unwrap_err();
+    assert!(why.contains("line 6: policies.retry.perTryTimeout: at most `timeouts.request`"), "{why}");
+    let (_, scenario) = of("{retry: {perTryTimeout: 6s}, timeouts: {request: 6s}}").unwrap();
+    assert_eq!(scenario.policies.retry.per_try_timeout, Some(Duration::from_secs(6)));
+}
+
+#[test]
 fn what_is_said_of_overload_counts() {
     let more = "policies:\n  overload:\n    adaptiveConcurrency: {minConcurrency: 2, maxConcurrency: 9, buffer: 20, jitter: 0}\n    \
                 queue: {maxRequests: 7, maxWait: 300ms, target: 20ms}\n";

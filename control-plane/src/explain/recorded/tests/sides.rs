@@ -27,6 +27,35 @@ fn what_a_policy_does_is_not_called_the_service_s_failure() {
 }
 
 #[test]
+fn a_stream_that_lasted_as_long_as_it_may_is_the_configuration_s_also_where_others_passed_it_on() {
+    let mut hops = chain();
+    fails(at(&mut hops, 1), "max_stream_duration", 200);
+    for hop in [0, 2, 3] {
+        fails(at(&mut hops, hop), "downstream_reset", 200);
+    }
+    (0..4).for_each(|hop| "response".clone_into(&mut at(&mut hops, hop).phase));
+    let (who, service, why) = blamed(hops).unwrap();
+    assert_eq!((who, service.as_deref()), (Who::Configuration, Some("shop/reviews:80")));
+    assert_eq!(why, "a stream of shop/reviews:80 lasted as long as it may: max_stream_duration");
+}
+
+#[test]
+fn whoever_stops_in_an_answer_is_not_said_to_have_given_none() {
+    let mut hops = chain();
+    fails(at(&mut hops, 1), "stream_idle_timeout", 200);
+    for hop in [0, 2, 3] {
+        fails(at(&mut hops, hop), "downstream_reset", 200);
+    }
+    (0..4).for_each(|hop| "response".clone_into(&mut at(&mut hops, hop).phase));
+    let (_, service, why) = blamed(hops).unwrap();
+    assert_eq!(service.as_deref(), Some("shop/ratings:80"));
+    assert_eq!(
+        why,
+        "the application of shop/ratings:80 had not ended its answer after 100 ms, when its caller gave up"
+    );
+}
+
+#[test]
 fn a_breaker_that_somebody_forces_is_not_the_service_s_failure() {
     for detail in [
         "shop/reviews: forced open by an operator until 2026-11-27T10:05:00.000Z",
