@@ -205,6 +205,20 @@ impl Worker {
         self.all_connections().into_iter().map(|some| some.len()).sum()
     }
 
+    /// Lets all finish what runs.
+    fn drain(&self) {
+        // Either they were drained before, or there is no application any more.
+        self.inbound.drain_at_once();
+        self.others.drain();
+        self.pools.clear();
+    }
+
+    /// What is kept of these requests, and since when.
+    fn recall(&self, wanted: &Wanted) -> Recalled {
+        self.shared.observer.traces.note_wanted(wanted);
+        Recalled { found: self.recorder.recall(wanted), oldest: self.recorder.oldest() }
+    }
+
     /// Waits until nothing is left that was told to finish.
     async fn drained(&self) {
         self.inbound.drained().await;
@@ -422,17 +436,13 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 }
                 Some(Command::DrainLeftBehind) => worker.others.drain_left_behind(),
                 Some(Command::Recall(wanted, answer)) => {
-                    let recorder = &worker.recorder;
-                    worker.shared.observer.traces.note_wanted(&wanted);
                     // Who asked may have stopped waiting.
-                    let _ = answer.send(Recalled { found: recorder.recall(&wanted), oldest: recorder.oldest() });
+                    let _ = answer.send(worker.recall(&wanted));
                 }
                 Some(Command::Recheck) => recheck(&worker),
                 Some(Command::DrainInbound(ending, done)) => {
-                    let is_inbound = |place: &Place| matches!(place, Place::Inbound(_) | Place::Hbone(_));
-                    for (_, one) in accepting.extract_if(|place, _| is_inbound(place)) {
-                        one.stop().await;
-                    }
+                    let is_inbound = |place| matches!(place, Place::Inbound(_) | Place::Hbone(_));
+                    stop_accepting(&mut accepting, is_inbound).await;
                     match ending {
                         Ending::Finished => worker.inbound.drain(),
                         Ending::AtOnce => worker.inbound.cut_off(),
@@ -441,17 +451,12 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                     inbound_done = Some(done);
                 }
                 Some(Command::StopAccepting(done)) => {
-                    for (_, one) in accepting.drain() {
-                        one.stop().await;
-                    }
+                    stop_accepting(&mut accepting, |_| true).await;
                     // Who asked may have stopped waiting.
                     let _ = done.send(());
                 }
                 Some(Command::Drain) => {
-                    // Either they were drained before, or there is no application any more.
-                    worker.inbound.drain_at_once();
-                    worker.others.drain();
-                    worker.pools.clear();
+                    worker.drain();
                     sweep.reset_immediately();
                 }
                 Some(Command::Stop(left)) => {
@@ -465,6 +470,13 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 sweep.reset_after(worker.memory.period());
             }
         }
+    }
+}
+
+/// Takes who waits at these sockets, and closes them.
+async fn stop_accepting(accepting: &mut HashMap<Place, Accepting>, which: impl Fn(Place) -> bool) {
+    for (_, one) in accepting.extract_if(|place, _| which(*place)) {
+        one.stop().await;
     }
 }
 

@@ -181,10 +181,15 @@ async fn nobody_who_idles_outlasts_the_time_of_the_drain_or_counts_as_cut_off() 
 
 #[tokio::test]
 async fn an_idle_connection_of_http2_takes_what_is_on_the_way_between_two_goodbyes() {
-    let (_up, harness, address) = gateway(&ManualClock::new()).await;
-    let mut raw = witness(address).await;
+    let clock = ManualClock::new();
+    let (_up, harness, address) = gateway(&clock).await;
+    let (mut idle, mut raw) = (known(address).await, witness(address).await);
+    clock.advance(GRACE - Duration::from_millis(1));
     let drained = drain(harness.engine);
     assert_eq!(goodbye(&mut raw).await, 0x7fff_ffff);
+    // Its caller has the time from there on; one who cannot be told so has had it.
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(rest(&mut idle).await, "");
     let ping = loop {
         match raw.next().await.unwrap() {
             (PING, 0, _, payload) => break payload,

@@ -201,6 +201,17 @@ async fn serve_awake(conn: Conn, mut wire: Wire, is_http1: bool) -> Option<Reste
     Some(Rested { conn, io, is_http1: true })
 }
 
+/// Which address was called. `None`: the connection has ended.
+fn prepare(tcp: &TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
+    match tcp.set_nodelay(true).and_then(|()| tcp.local_addr()) {
+        Ok(local) => Some(local),
+        Err(error) => {
+            tracing::debug!(%peer, %error, "a connection ended before it began");
+            None
+        }
+    }
+}
+
 /// What comes before the first byte of HTTP. `None`: the connection has ended, or was served in another way.
 async fn begin(
     worker: Rc<Worker>,
@@ -209,13 +220,7 @@ async fn begin(
     peer: SocketAddr,
 ) -> Option<Begun> {
     let open = worker.accepted(place);
-    let local = match tcp.set_nodelay(true).and_then(|()| tcp.local_addr()) {
-        Ok(local) => local,
-        Err(error) => {
-            tracing::debug!(%peer, %error, "a connection ended before it began");
-            return None;
-        }
-    };
+    let local = prepare(&tcp, peer)?;
     let mut ends = Ends { peer, local };
     let binding = worker.view().binding(place).map(Arc::clone);
     if let Some(policy) = binding.as_ref().and_then(|binding| binding.proxy_protocol.as_deref()) {
