@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use meshwork_base::{Clock, ManualClock, SystemClock, Tick};
+use meshwork_base::{Clock, ManualClock, Tick};
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_process::Drained;
 use meshwork_proxy::{Engine, Mesh, Settings};
@@ -212,7 +212,7 @@ async fn an_idle_connection_of_http2_takes_what_is_on_the_way_between_two_goodby
 
 /// Whoever asks the time on the second worker's thread waits while it is held.
 struct Held {
-    clock: SystemClock,
+    clock: ManualClock,
     gate: Mutex<bool>,
     opened: Condvar,
     waits: AtomicBool,
@@ -243,9 +243,9 @@ impl Clock for Held {
 }
 
 #[tokio::test]
-async fn nobody_is_told_to_leave_while_another_worker_still_takes_callers() {
+async fn nobody_is_told_to_leave_before_every_worker_has_taken_who_waits_and_takes_no_more() {
     let clock = Arc::new(Held {
-        clock: SystemClock::new(),
+        clock: ManualClock::new(),
         gate: Mutex::default(),
         opened: Condvar::new(),
         waits: AtomicBool::new(false),
@@ -267,12 +267,19 @@ async fn nobody_is_told_to_leave_while_another_worker_still_takes_callers() {
     while !clock.waits.load(Ordering::SeqCst) {
         tokio::task::yield_now().await;
     }
+    let waiting: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
     let drained = drain(harness.engine);
     // Whatever the other worker does meanwhile it does too early.
     tokio::time::sleep(Duration::from_millis(300)).await;
     clock.hold(false);
     for watch in watches {
         assert!(watch.await.unwrap(), "one could still connect");
+    }
+    for tcp in waiting {
+        tcp.set_nonblocking(true).unwrap();
+        let mut tcp = TcpStream::from_std(tcp).unwrap();
+        tcp.write_all(GET).await.unwrap();
+        assert_last(&rest(&mut tcp).await);
     }
     assert_eq!(drained.await.unwrap(), Drained::Clean);
 }
