@@ -142,7 +142,8 @@ async fn whoever_is_not_told_in_its_answer_may_send_another_request() {
     up.write_all(b"o").await.unwrap();
     read_until(&mut tcp, "o").await;
     tcp.write_all(GET).await.unwrap();
-    let (mut up, _) = app.accept().await.unwrap();
+    let again = tokio::time::timeout(Duration::from_secs(20), app.accept());
+    let (mut up, _) = again.await.expect("it is asked again").unwrap();
     read_until(&mut up, "\r\n\r\n").await;
     up.write_all(OK).await.unwrap();
     assert_last(&rest(&mut tcp).await);
