@@ -37,6 +37,7 @@ use meshwork_xds::join::{Joining, Standing};
 use meshwork_xds::registration::{Registrar, reached_at};
 use meshwork_xds::transport::Connector;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 /// How long the last spans may take.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -221,8 +222,15 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let signals = tokio::spawn(async move { signals.on_signals(|| reopened.reopen()).await });
 
     let follower = Follower::new(engine, handle, metrics, configured).at_the_edge(listeners);
-    let engine = follower.run(updates, drain.draining()).await;
-    serving.set(false);
+    let delay = flags.traffic.drain_delay;
+    let stop = CancellationToken::new();
+    let leaving = async {
+        drain.draining().cancelled().await;
+        serving.set(false);
+        noticed(&drain, delay).await;
+        stop.cancel();
+    };
+    let (engine, ()) = tokio::join!(follower.run(updates, &stop), leaving);
     let ended = end(engine, &drain, common.drain_timeout, entered).await;
     driver.abort();
     signals.abort();
@@ -275,6 +283,18 @@ fn shared(
         learnt: Learnt::default(),
         tls: TlsConfigs::default(),
     })
+}
+
+/// Gives load balancers that go by readiness so much time to see that it is gone, unless it is told not to.
+async fn noticed(drain: &Drain, delay: Duration) {
+    if delay.is_zero() {
+        return;
+    }
+    tracing::info!(delay_seconds = delay.as_secs(), "not ready any more; all goes on until the drain begins");
+    tokio::select! {
+        () = tokio::time::sleep(delay) => {}
+        () = drain.cut_off().cancelled() => {}
+    }
 }
 
 /// Lets what runs finish, unless it is told not to. A registry that is away does not hold it up.

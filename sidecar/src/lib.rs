@@ -269,6 +269,10 @@ impl Running {
         self.readiness.condition("serving").set(true);
         let exit = self.watch(&mut app, signals).await;
         self.readiness.condition("serving").set(false);
+        let exit = match exit {
+            Ok(None) => self.noticed(&mut app, signals).await,
+            ended => ended,
+        };
         keeping.abort();
         // Who leaves loses it, which is as it should be.
         telling.abort();
@@ -301,6 +305,26 @@ impl Running {
                 },
             }
         }
+    }
+
+    /// Gives load balancers that go by readiness their time to see that it is gone, unless the application ends or a second signal
+    /// comes. The time of the drain begins behind it.
+    async fn noticed(&self, app: &mut App, signals: &mut Signals) -> Result<Option<Exit>, AppError> {
+        let delay = self.parts.args.traffic.drain_delay;
+        if delay.is_zero() {
+            return Ok(None);
+        }
+        tracing::info!(
+            delay_seconds = delay.as_secs(),
+            "not ready any more; all goes on until the drain begins"
+        );
+        tokio::select! {
+            exit = app.wait() => return exit.map(Some),
+            () = tokio::time::sleep(delay) => {}
+            () = signals.second() => {}
+        }
+        signals.put_off();
+        Ok(None)
     }
 
     /// Lets what is in flight finish, then ends the application. What it calls goes out until it has ended. The time is one

@@ -78,6 +78,13 @@ impl Signals {
         self.first.map_or(Signal::TERM, |(signal, _)| signal)
     }
 
+    /// The time of the end begins only now.
+    pub(crate) fn put_off(&mut self) {
+        if let Some((_, asked)) = &mut self.first {
+            *asked = Instant::now();
+        }
+    }
+
     /// What is left of so much time since we were asked to end; all of it where nobody has asked.
     pub(crate) fn left(&self, of: Duration) -> Duration {
         self.first.map_or(of, |(_, asked)| of.saturating_sub(asked.elapsed()))

@@ -1,6 +1,7 @@
 //! How a gateway ends.
 
 use std::fs::OpenOptions;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Child, Stdio};
@@ -34,7 +35,7 @@ fn until_refused(gateway: &Gateway) {
 fn sigterm_finishes_what_is_in_flight_and_refuses_what_is_new() {
     let Some(curl) = Curl::find() else { return };
     let (upstream, mut gateway) = start(&[]);
-    // A client that does nothing holds nobody up.
+    // A client that does nothing has a few seconds, and holds nobody up.
     let idle = TcpStream::connect(gateway.at(HTTP)).unwrap();
     let slow = ["--http1.1", "--http2-prior-knowledge"].map(|p| held(&curl, &upstream, &gateway, p));
     gateway.signal("TERM");
@@ -88,8 +89,45 @@ fn the_drain_time_is_a_limit() {
 }
 
 #[test]
-fn an_idle_gateway_ends_at_once_with_0_on_sigint_too() {
-    let (_upstream, mut gateway) = start(&["--drain-timeout", "1h"]);
+fn a_client_has_time_to_hear_of_the_end_in_its_next_answer() {
+    let (_upstream, mut gateway) = start(&["--workers", "2"]);
+    let mut idle = TcpStream::connect(gateway.at(HTTP)).unwrap();
+    let mut ask = |last: bool| {
+        idle.write_all(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n").unwrap();
+        let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);
+        while last || !answer.ends_with(b"}") {
+            let count = idle.read(&mut chunk).unwrap();
+            answer.extend(&chunk[..count]);
+            if count == 0 {
+                break;
+            }
+        }
+        String::from_utf8(answer).unwrap().to_lowercase()
+    };
+    let first = ask(false);
+    assert!(first.starts_with("http/1.1 200") && !first.contains("connection: close"), "{first}");
+    gateway.signal("TERM");
+    until_refused(&gateway);
+    let last = ask(true);
+    assert!(last.starts_with("http/1.1 200") && last.contains("connection: close"), "{last}");
+    assert_eq!(gateway.ended().code(), Some(0), "{}", gateway.stderr());
+}
+
+#[test]
+fn load_balancers_have_the_time_of_drain_delay_to_see_that_it_is_not_ready() {
+    let (_upstream, mut gateway) = start(&["--drain-delay", "1h"]);
+    gateway.signal("TERM");
+    until("it is not ready", || {
+        get(gateway.at(READY), "/healthz/ready").filter(|(status, _)| *status == 503)
+    });
+    assert_eq!(get(gateway.at(HTTP), "/").unwrap().0, 200, "all else goes on");
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().code(), Some(0), "a second signal does not wait: {}", gateway.stderr());
+}
+
+#[test]
+fn an_idle_gateway_ends_soon_with_0_on_sigint_too() {
+    let (_upstream, mut gateway) = start(&["--drain-timeout", "1h", "--drain-delay", "1ms"]);
     let _idle = TcpStream::connect(gateway.at(HTTP)).unwrap();
     gateway.signal("INT");
     assert_eq!(gateway.ended().code(), Some(0), "{}", gateway.stderr());

@@ -16,7 +16,7 @@ use meshwork_identity::Peer;
 use tokio::sync::Notify;
 
 use crate::downstream::connection::Link;
-use crate::mesh::retires_at;
+use crate::mesh::{Place, retires_at};
 
 /// How much longer than it means to something may stand still before it is taken for stuck.
 const SLACK: Duration = Duration::from_secs(10);
@@ -26,6 +26,10 @@ const REST: Duration = Duration::from_millis(500);
 const YOUNG: Duration = Duration::from_millis(100);
 /// The same of whoever has sent a request before.
 const YOUNG_OF_KNOWN: Duration = Duration::from_secs(1);
+/// While the process drains, whoever has sent nothing for so long is not waited for. Who calls more often sends its next request before it
+/// hears of an end: it gets its answer, and hears of it there. A connection that has idled for longer is as unlikely to be closed
+/// under a request as with any idle time.
+const GRACE: Duration = Duration::from_secs(5);
 /// Bytes that something unfinished holds at least: a task, a socket, what a handshake needs.
 const LEAST_HELD: u32 = 8 * 1024;
 
@@ -135,6 +139,8 @@ pub(crate) struct Entry {
     order: Cell<Option<Order>>,
     /// It was told to drain. What it is told about one phase does not take that back.
     drains: Cell<bool>,
+    /// It does so with all others, of whose callers none knows yet.
+    lingers: Cell<bool>,
     /// It has had nothing to do for a while.
     rests: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -233,15 +239,16 @@ impl Entry {
         begun && now.since(self.since.get()) >= young
     }
 
-    /// Between two requests, or before the first for so long that it is on nobody's way, and told nothing yet.
+    /// Between two requests, or before the first for so long that it is on nobody's way, and not told to end yet.
     fn is_idle(&self, now: Tick) -> bool {
         let is_young = self.standing.get() == Standing::New && now.since(self.since.get()) < YOUNG;
         let is_alone = !self.is_stream && !self.carries.get();
-        self.phase.get() == Phase::Idle && is_alone && self.order.get().is_none() && !is_young
+        self.phase.get() == Phase::Idle && is_alone && !self.leaves() && !is_young
     }
 
     /// Whoever needs it more gets its place: it ends as in a drain, as it would have later.
     pub(crate) fn give_up_place(&self) {
+        self.lingers.set(false);
         self.give(Order::Drain);
     }
 
@@ -262,6 +269,7 @@ impl Entry {
     /// What runs is finished, and then it ends.
     pub(crate) fn finish(&self) {
         self.drains.set(true);
+        self.lingers.set(false);
         if self.order.get().is_none() {
             self.stays();
         }
@@ -309,6 +317,19 @@ impl Entry {
     /// What the connection was asked to do.
     pub(crate) fn order(&self) -> Option<Order> {
         self.order.get()
+    }
+
+    /// Whether a connection on which nothing runs ends now. Where all are drained it has a last time for what its caller sends before it
+    /// can know; but an application that is beside us has ended before.
+    pub(crate) fn leaves(&self) -> bool {
+        match self.order.get() {
+            Some(Order::Drain) => !self.lingers(),
+            order => order.is_some(),
+        }
+    }
+
+    fn lingers(&self) -> bool {
+        self.lingers.get() && !self.link.get().is_some_and(|link| matches!(link.place, Place::Outbound(_)))
     }
 
     /// Has the task woken when an order comes. Call before returning `Pending`.
@@ -359,6 +380,7 @@ impl Entry {
         let phase = self.phase.get();
         let limit = match phase {
             Phase::Exchange => self.patience.get().unwrap_or(timeouts.stream_idle),
+            Phase::Idle | Phase::Handshake if self.lingers() => timeouts.of(phase).min(GRACE),
             other => timeouts.of(other),
         };
         let owing = self.owing.get().filter(|_| phase == Phase::Exchange);
@@ -391,6 +413,8 @@ pub(crate) struct Connections {
     newcomers: Cell<usize>,
     /// What all were told who were here when they began to end.
     ending: Cell<Option<Order>>,
+    /// Those who drain have a last time for what is on its way to them.
+    lingering: Cell<bool>,
     /// Told when the last one of a list that drains is gone.
     done: Notify,
 }
@@ -431,6 +455,7 @@ impl Connections {
             owing: Cell::new(None),
             order: Cell::new(order),
             drains: Cell::new(order == Some(Order::Drain)),
+            lingers: Cell::new(self.lingering.get()),
             rests: Cell::new(false),
             waker: RefCell::new(None),
             standing: Cell::new(Standing::New),
@@ -481,21 +506,30 @@ impl Connections {
             .count()
     }
 
-    /// Lets every connection finish what runs, and take nothing new.
+    /// Lets every connection finish what runs, and what its caller sends before it can know. See [`Entry::leaves`].
     pub(crate) fn drain(&self) {
-        self.end(Order::Drain);
+        self.end(Order::Drain, true);
+    }
+
+    /// Lets every connection finish what runs, and take nothing new.
+    pub(crate) fn drain_at_once(&self) {
+        self.end(Order::Drain, false);
     }
 
     /// Ends every connection and stream now, and whatever their peers have begun before they hear of it.
     pub(crate) fn cut_off(&self) {
-        self.end(Order::Close(Cause::Draining));
+        self.end(Order::Close(Cause::Draining), false);
     }
 
-    fn end(&self, order: Order) {
+    fn end(&self, order: Order, lingering: bool) {
+        self.lingering.set(lingering);
         if !matches!(self.ending.get(), Some(Order::Close(_))) {
             self.ending.set(Some(order));
         }
-        self.each(|entry| entry.give(order));
+        self.each(|entry| {
+            entry.lingers.set(lingering);
+            entry.give(order);
+        });
         if self.is_done() {
             self.done.notify_waiters();
         }

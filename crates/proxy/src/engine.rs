@@ -352,6 +352,20 @@ impl Engine {
         }
     }
 
+    /// Returns when no worker accepts any more, and all who waited for that are let in.
+    async fn stop_accepting(&self) {
+        let mut stopped = Vec::with_capacity(self.workers.len());
+        for worker in &self.workers {
+            let (done, told) = oneshot::channel();
+            // A worker that is gone has closed its sockets.
+            let _ = worker.commands.send(Command::StopAccepting(done)).await;
+            stopped.push(told);
+        }
+        for told in stopped {
+            let _ = told.await;
+        }
+    }
+
     /// Stops accepting, lets what runs finish, and after `timeout` ends the rest.
     pub async fn drain(self, timeout: Duration) -> Drained {
         self.drain_until(tokio::time::sleep(timeout)).await
@@ -360,8 +374,10 @@ impl Engine {
     /// The same; the rest is ended when `enough` comes true. In any case what was under way has been told so, and is written
     /// down, when this returns.
     pub async fn drain_until(self, enough: impl Future<Output = ()>) -> Drained {
-        self.tell_all(|| Command::Drain).await;
         let all_end = async {
+            // Who is told to go elsewhere comes back to a socket that is still open, and would be told so again.
+            self.stop_accepting().await;
+            self.tell_all(|| Command::Drain).await;
             for worker in &self.workers {
                 worker.commands.closed().await;
             }

@@ -63,6 +63,10 @@ pub struct TrafficArgs {
     #[arg(long, value_name = "TIME", env = "MESHWORK_STREAM_IDLE_TIMEOUT", default_value = "5m", value_parser = time)]
     pub stream_idle_timeout: Duration,
 
+    /// How long after SIGTERM all goes on, not ready, before the drain and its time begin: for load balancers that go by readiness
+    #[arg(long, value_name = "TIME", env = "MESHWORK_DRAIN_DELAY", default_value = "0s", value_parser = parse_duration)]
+    pub drain_delay: Duration,
+
     /// Memory of the flight recorder, in bytes; 0 keeps nothing
     #[arg(long, value_name = "BYTES", env = "MESHWORK_FLIGHT_RECORDER_BYTES", default_value_t = 4 * 1024 * 1024)]
     pub flight_recorder_bytes: u32,

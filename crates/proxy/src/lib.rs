@@ -2,7 +2,7 @@
 //! `meshwork_decision` at each step; it knows neither files nor Gateway API nor who runs it.
 //!
 //! ```text
-//! listen ── one socket per worker and address           listen.rs, worker.rs
+//! listen ── one socket per worker and address           listen.rs, accept.rs, worker.rs
 //! proxied ─ for whom a load balancer connects             downstream/proxied.rs, proxy_protocol.rs
 //! detect ── HTTP/2 preface or HTTP/1                     downstream/detect.rs
 //! tls ───── certificate by SNI, ALPN; mTLS in the mesh    downstream/handshake.rs, tls.rs
@@ -30,6 +30,7 @@
 //! Each worker is a thread with a runtime of its own; a connection lives and dies on one worker, so nothing on a
 //! request's way waits for a lock. The snapshot that decides is one pointer, taken once per request.
 
+mod accept;
 mod blocks;
 mod changes;
 mod checker;

@@ -5,34 +5,30 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use meshwork_base::{Clock, ThreadRng, Tick};
 use meshwork_decision::{
     Answer, AttemptOutcome, Binding, BreakerChange, Call, Cause, Cluster, Ejection, Shift, Snapshot, Ticket,
     Whose,
 };
 use meshwork_identity::ServerOptions;
-use meshwork_process::descriptors::{Spare, are_scarce, is_out_of_descriptors};
 use meshwork_telemetry::{
-    AccessLogWriter, Record, RequestLabels, RequestSeries, Seldom, StreamSeries, WorkerMetrics, inventory,
+    AccessLogWriter, Record, RequestLabels, RequestSeries, StreamSeries, WorkerMetrics, inventory,
 };
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 
+use crate::accept::Accepting;
 use crate::connections::Connections;
 use crate::date::DateText;
-use crate::downstream;
 use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
-use crate::poll_time::{PollTime, timed_by_poll};
+use crate::poll_time::PollTime;
 use crate::pressure::Memory;
 use crate::recorder::{Recalled, Recorder, Wanted};
 use crate::splice::Pipes;
@@ -65,7 +61,9 @@ pub(crate) enum Command {
     /// Finish what calls the application beside us, take nothing new of it, and say when it is done; what the
     /// application calls goes on.
     DrainInbound(Ending, oneshot::Sender<()>),
-    /// Finish what runs and take nothing new.
+    /// Stop accepting, and say when nobody waits any more who was let in by the system.
+    StopAccepting(oneshot::Sender<()>),
+    /// Finish what runs and what callers send before they can know. Comes when no worker accepts any more.
     Drain,
     /// Tell what is kept of these requests, and since when failures are.
     Recall(Arc<Wanted>, oneshot::Sender<Recalled>),
@@ -203,8 +201,22 @@ impl Worker {
     }
 
     /// How many connections are open.
-    fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.all_connections().into_iter().map(|some| some.len()).sum()
+    }
+
+    /// Lets all finish what runs.
+    fn drain(&self) {
+        // Either they were drained before, or there is no application any more.
+        self.inbound.drain_at_once();
+        self.others.drain();
+        self.pools.clear();
+    }
+
+    /// What is kept of these requests, and since when.
+    fn recall(&self, wanted: &Wanted) -> Recalled {
+        self.shared.observer.traces.note_wanted(wanted);
+        Recalled { found: self.recorder.recall(wanted), oldest: self.recorder.oldest() }
     }
 
     /// Waits until nothing is left that was told to finish.
@@ -399,7 +411,7 @@ impl Worker {
 pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::Receiver<Command>) {
     let worker = Worker::new(shared, bells);
     worker.look_at_memory();
-    let mut accepting: HashMap<Place, tokio::task::JoinHandle<()>> = HashMap::new();
+    let mut accepting: HashMap<Place, Accepting> = HashMap::new();
     // How often connections that wait are looked at is how often memory is.
     let mut sweep = tokio::time::interval(worker.memory.period());
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -413,36 +425,39 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
             () = worker.drained() => return,
             command = commands.recv() => match command {
                 Some(Command::Listen(place, socket)) => {
-                    if let Some(task) = listen(&worker, place, socket) {
-                        accepting.insert(place, task);
+                    if let Some(one) = Accepting::start(&worker, place, socket) {
+                        accepting.insert(place, one);
                     }
                 }
                 Some(Command::Unlisten(place)) => {
-                    if let Some(task) = accepting.remove(&place) {
-                        task.abort();
+                    if let Some(one) = accepting.remove(&place) {
+                        one.abort();
                     }
                 }
                 Some(Command::DrainLeftBehind) => worker.others.drain_left_behind(),
                 Some(Command::Recall(wanted, answer)) => {
-                    let recorder = &worker.recorder;
-                    worker.shared.observer.traces.note_wanted(&wanted);
                     // Who asked may have stopped waiting.
-                    let _ = answer.send(Recalled { found: recorder.recall(&wanted), oldest: recorder.oldest() });
+                    let _ = answer.send(worker.recall(&wanted));
                 }
                 Some(Command::Recheck) => recheck(&worker),
                 Some(Command::DrainInbound(ending, done)) => {
-                    let inbound = accepting.extract_if(|place, _| matches!(place, Place::Inbound(_) | Place::Hbone(_)));
-                    inbound.for_each(|(_, task)| task.abort());
+                    let is_inbound = |place| matches!(place, Place::Inbound(_) | Place::Hbone(_));
+                    stop_accepting(&mut accepting, is_inbound).await;
                     match ending {
                         Ending::Finished => worker.inbound.drain(),
                         Ending::AtOnce => worker.inbound.cut_off(),
                     }
+                    sweep.reset_immediately();
                     inbound_done = Some(done);
                 }
+                Some(Command::StopAccepting(done)) => {
+                    stop_accepting(&mut accepting, |_| true).await;
+                    // Who asked may have stopped waiting.
+                    let _ = done.send(());
+                }
                 Some(Command::Drain) => {
-                    accepting.drain().for_each(|(_, task)| task.abort());
-                    worker.all_connections().into_iter().for_each(|some| some.drain());
-                    worker.pools.clear();
+                    worker.drain();
+                    sweep.reset_immediately();
                 }
                 Some(Command::Stop(left)) => {
                     left.fetch_add(worker.all_connections().map(|some| some.busy()).iter().sum(), Ordering::Relaxed);
@@ -458,9 +473,16 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
     }
 }
 
+/// Takes who waits at these sockets, and closes them.
+async fn stop_accepting(accepting: &mut HashMap<Place, Accepting>, which: impl Fn(Place) -> bool) {
+    for (_, one) in accepting.extract_if(|place, _| which(*place)) {
+        one.stop().await;
+    }
+}
+
 /// Each says by itself that what it carries is not whole: a connection that is only dropped looks like one that is at its end.
-async fn cut_off(worker: &Worker, accepting: &mut HashMap<Place, tokio::task::JoinHandle<()>>) {
-    accepting.drain().for_each(|(_, task)| task.abort());
+async fn cut_off(worker: &Worker, accepting: &mut HashMap<Place, Accepting>) {
+    accepting.drain().for_each(|(_, one)| one.abort());
     worker.all_connections().into_iter().for_each(|some| some.cut_off());
     let _ = tokio::time::timeout(LAST_WORDS, worker.drained()).await;
 }
@@ -495,78 +517,4 @@ fn recheck(worker: &Rc<Worker>) {
         connections.close_denied(|peer| bundle.check_denied(peer).is_err());
     }
     worker.pools.close_denied(|peer| bundle.check_denied(peer).is_err());
-}
-
-fn listen(
-    worker: &Rc<Worker>,
-    place: Place,
-    socket: std::net::TcpListener,
-) -> Option<tokio::task::JoinHandle<()>> {
-    match TcpListener::from_std(socket) {
-        Ok(listener) => Some(tokio::task::spawn_local(accept(Rc::clone(worker), place, listener))),
-        Err(error) => {
-            tracing::error!(%place, %error, "cannot register a listening socket");
-            None
-        }
-    }
-}
-
-async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
-    let (full, failed) = (Seldom::default(), Seldom::default());
-    let refuse = |lacks: &'static str, said: &'static str, peer: SocketAddr| {
-        worker.no_place(lacks);
-        full.happened(worker.shared.clock.now(), move |times| {
-            tracing::warn!(%place, %peer, times, "{said}: closed");
-        });
-    };
-    let few = |peer| refuse("descriptors", "too few files may be open for one more (ulimit -n)", peer);
-    let mut spare = Spare::default();
-    loop {
-        match listener.accept().await {
-            Ok((tcp, peer)) => {
-                spare.keep();
-                if worker.open() >= worker.shared.settings.max_connections {
-                    refuse("connections", "maximum of connections reached", peer);
-                } else if are_scarce(&tcp) && !worker.has_descriptors_to_give() {
-                    few(peer);
-                } else {
-                    take(&worker, place, tcp, peer);
-                }
-            }
-            // The caller went away before it was accepted.
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
-            // Whoever is left waiting learns nothing, and tries nowhere else.
-            Err(error) if is_out_of_descriptors(&error) && spare.release() => {
-                if let Some(Ok((tcp, peer))) = listener.accept().now_or_never() {
-                    // Others want its number as well, and without a spare one the next caller would hang.
-                    match tcp.into_std() {
-                        Ok(tcp) => spare.keep_of(tcp.into()),
-                        Err(error) => tracing::debug!(%error, "a caller without a place"),
-                    }
-                    few(peer);
-                }
-                spare.keep();
-                // For the next one.
-                worker.has_descriptors_to_give();
-            }
-            Err(error) => {
-                if is_out_of_descriptors(&error) && !spare.keep() {
-                    // What ends now gives the spare one back.
-                    worker.has_descriptors_to_give();
-                }
-                // Out of memory, or others were faster where the last descriptor was: they must end first.
-                failed.happened(worker.shared.clock.now(), move |times| {
-                    tracing::warn!(%place, %error, times, "cannot accept");
-                });
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-    }
-}
-
-fn take(worker: &Rc<Worker>, place: Place, tcp: TcpStream, peer: SocketAddr) {
-    if worker.takes_newcomer() {
-        let serving = downstream::connection::serve(Rc::clone(worker), place, tcp, peer);
-        tokio::task::spawn_local(timed_by_poll(Rc::clone(worker), serving));
-    }
 }

@@ -114,10 +114,20 @@ impl Conn {
     }
 }
 
-/// Serves a connection until it ends. Its future is what an idle connection costs: a handshake and requests have boxes of
-/// their own, which are gone while nothing comes.
-pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer: SocketAddr) {
-    let Some(begun) = Box::pin(begin(worker, place, tcp, peer)).await else { return };
+/// Serves a connection until it ends. A drain waits for it from the call on, not from the first poll.
+pub(crate) fn serve(
+    worker: Rc<Worker>,
+    place: Place,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) -> impl Future<Output = ()> {
+    let entry = worker.connections(place).register(worker.now());
+    go_on(Box::pin(begin(worker, (place, entry), tcp, peer)))
+}
+
+/// The future is what an idle connection costs: a handshake and requests have boxes of their own, which are gone while nothing comes.
+async fn go_on(begun: impl Future<Output = Option<Begun>>) {
+    let Some(begun) = begun.await else { return };
     let Begun { mut conn, mut io, http2 } = begun;
     if http2 == Some(true) {
         return Box::pin(streams::serve(conn.link, conn.entry, Replayed::new(BytesMut::new(), io))).await;
@@ -156,7 +166,7 @@ async fn rest(conn: &Conn, io: &Io) -> bool {
             // What failed is found by whoever reads.
             return Poll::Ready(true);
         }
-        if conn.entry.order().is_some() {
+        if conn.entry.leaves() {
             conn.worker.ends(&conn.entry);
             return Poll::Ready(false);
         }
@@ -191,17 +201,26 @@ async fn serve_awake(conn: Conn, mut wire: Wire, is_http1: bool) -> Option<Reste
     Some(Rested { conn, io, is_http1: true })
 }
 
-/// What comes before the first byte of HTTP. `None`: the connection has ended, or was served in another way.
-async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: SocketAddr) -> Option<Begun> {
-    let open = worker.accepted(place);
-    let entry = worker.connections(place).register(worker.now());
-    let local = match tcp.set_nodelay(true).and_then(|()| tcp.local_addr()) {
-        Ok(local) => local,
+/// Which address was called. `None`: the connection has ended.
+fn prepare(tcp: &TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
+    match tcp.set_nodelay(true).and_then(|()| tcp.local_addr()) {
+        Ok(local) => Some(local),
         Err(error) => {
             tracing::debug!(%peer, %error, "a connection ended before it began");
-            return None;
+            None
         }
-    };
+    }
+}
+
+/// What comes before the first byte of HTTP. `None`: the connection has ended, or was served in another way.
+async fn begin(
+    worker: Rc<Worker>,
+    (place, entry): (Place, Registration),
+    mut tcp: TcpStream,
+    peer: SocketAddr,
+) -> Option<Begun> {
+    let open = worker.accepted(place);
+    let local = prepare(&tcp, peer)?;
     let mut ends = Ends { peer, local };
     let binding = worker.view().binding(place).map(Arc::clone);
     if let Some(policy) = binding.as_ref().and_then(|binding| binding.proxy_protocol.as_deref()) {
@@ -349,7 +368,8 @@ fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> 
             if server.was_aborted() {
                 return None;
             }
-            if !server.keep_alive || conn.takes_no_more() {
+            // Who was not told that this was the last one sends another.
+            if !server.keep_alive || conn.entry.leaves() {
                 linger(&conn, &mut server).await;
                 return None;
             }
@@ -423,8 +443,8 @@ async fn next_head(conn: &Conn, server: &mut H1Server, space: &mut Option<Lent>)
                 conn.worker.ends(&conn.entry);
                 return Poll::Ready(Next::Refuse(conn.worker.no_room(), started));
             }
-            // A head that is on its way still gets its answer while we drain.
-            Some(Order::Drain) if server.has_partial_head() => {}
+            // A head that is on its way, or may be, still gets its answer while we drain.
+            Some(Order::Drain) if server.has_partial_head() || !conn.entry.leaves() => {}
             Some(_) => {
                 conn.worker.ends(&conn.entry);
                 return Poll::Ready(Next::Close);
@@ -466,7 +486,7 @@ async fn drained(conn: &Conn, server: &mut H1Server) -> bool {
         if let Poll::Ready(done) = server.poll_drain(cx) {
             return Poll::Ready(done.is_ok());
         }
-        if conn.entry.order().is_some() {
+        if conn.entry.leaves() {
             conn.worker.ends(&conn.entry);
             return Poll::Ready(false);
         }

@@ -39,14 +39,8 @@ pub(crate) async fn detect(
             if let Some(found) = judge(&wire.read) {
                 return Poll::Ready(Ok(found));
             }
-            let order = entry.order();
-            // Nothing comes behind it in time: it is a request of a version that HTTP/1 does not have, and is told so.
-            let is_over = wire.eof || matches!(order, Some(Order::TimedOut(_)));
-            if is_over && wire.read.len() >= REQUEST_LINE {
-                return Poll::Ready(Ok(Detected::Http1));
-            }
-            if wire.eof || order.is_some_and(|order| order != Order::Drain || wire.read.is_empty()) {
-                return Poll::Ready(Ok(Detected::Nothing));
+            if wire.eof {
+                return Poll::Ready(Ok(without_more(&wire.read)));
             }
             match wire.poll_fill(cx) {
                 Poll::Ready(Ok(_)) => {
@@ -57,6 +51,12 @@ pub(crate) async fn detect(
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
                 Poll::Pending => {
+                    match entry.order() {
+                        Some(Order::TimedOut(_)) => return Poll::Ready(Ok(without_more(&wire.read))),
+                        Some(Order::Drain) if !wire.read.is_empty() => {}
+                        _ if entry.leaves() => return Poll::Ready(Ok(Detected::Nothing)),
+                        _ => {}
+                    }
                     if wire.read.is_empty() && entry.may_rest() {
                         return Poll::Ready(Ok(Detected::Idle));
                     }
@@ -68,6 +68,11 @@ pub(crate) async fn detect(
         }
     })
     .await
+}
+
+/// Nothing comes behind these bytes, or not in time. A whole line is a request of a version that HTTP/1 does not have, and is told so.
+fn without_more(bytes: &[u8]) -> Detected {
+    if bytes.len() >= REQUEST_LINE { Detected::Http1 } else { Detected::Nothing }
 }
 
 /// `None` while the bytes are a beginning of the preface and could still become it.

@@ -218,8 +218,8 @@ pub(crate) async fn unless_ordered<F: Future>(entry: &Entry, step: F) -> Result<
                 let why = "there is no memory for it (setting --max-memory-bytes)".to_owned();
                 return Poll::Ready(Err(Refused { cause: Cause::Overload.as_str(), why }));
             }
-            Some(_) => return Poll::Ready(Ok(None)),
-            None => {}
+            _ if entry.leaves() => return Poll::Ready(Ok(None)),
+            _ => {}
         }
         entry.watch(cx);
         Poll::Pending

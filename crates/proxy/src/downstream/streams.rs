@@ -382,6 +382,8 @@ impl Serving<'_> {
     /// Says goodbye in two steps (RFC 9113 section 6.8): what is on the way is still taken.
     fn go_away(&mut self) {
         if !std::mem::replace(&mut self.going_away, true) {
+            // The caller has its time to answer from here on.
+            self.common.entry.progress(self.link.worker.now());
             self.connection.graceful_shutdown();
         }
     }

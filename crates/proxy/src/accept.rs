@@ -1,0 +1,158 @@
+//! Taking connections from a listening socket, until that is closed. Whoever waits at it then was let in by the system already: a close
+//! would reset it, so it is taken first.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use meshwork_base::Clock as _;
+use meshwork_process::descriptors::{Spare, are_scarce, is_out_of_descriptors};
+use meshwork_telemetry::Seldom;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::downstream;
+use crate::mesh::Place;
+use crate::poll_time::timed_by_poll;
+use crate::worker::Worker;
+
+/// See the module's text.
+pub(crate) struct Accepting {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Accepting {
+    /// `None`: the runtime does not take the socket.
+    pub(crate) fn start(worker: &Rc<Worker>, place: Place, socket: std::net::TcpListener) -> Option<Self> {
+        let listener = match TcpListener::from_std(socket) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%place, %error, "cannot register a listening socket");
+                return None;
+            }
+        };
+        let door = Door { worker: Rc::clone(worker), place, full: Seldom::default() };
+        let (stop, told) = oneshot::channel();
+        Some(Self { stop, task: tokio::task::spawn_local(door.accept(listener, told)) })
+    }
+
+    /// Closes the socket as it is; who waits there has nobody to be served by.
+    pub(crate) fn abort(self) {
+        self.task.abort();
+    }
+
+    /// Takes who waits at the socket, and closes it. Returns when that is done.
+    pub(crate) async fn stop(self) {
+        // A task that is gone has closed its socket.
+        let _ = self.stop.send(());
+        let _ = self.task.await;
+    }
+}
+
+/// Lets callers in, as long as there is room for them.
+struct Door {
+    worker: Rc<Worker>,
+    place: Place,
+    full: Seldom,
+}
+
+impl Door {
+    async fn accept(self, listener: TcpListener, told: oneshot::Receiver<()>) {
+        tokio::select! {
+            never = self.take_all(&listener) => match never {},
+            _ = told => {}
+        }
+        if let Err(error) = listener.into_std().and_then(|listener| self.take_who_waits(&listener)) {
+            tracing::warn!(place = %self.place, %error, "cannot accept who waits at a socket that closes");
+        }
+    }
+
+    async fn take_all(&self, listener: &TcpListener) -> Infallible {
+        let (worker, place) = (&self.worker, self.place);
+        let failed = Seldom::default();
+        let mut spare = Spare::default();
+        loop {
+            match listener.accept().await {
+                Ok((tcp, peer)) => {
+                    spare.keep();
+                    self.admit(tcp, peer);
+                }
+                // The caller went away before it was accepted.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                // Whoever is left waiting learns nothing, and tries nowhere else.
+                Err(error) if is_out_of_descriptors(&error) && spare.release() => {
+                    if let Some(Ok((tcp, peer))) = listener.accept().now_or_never() {
+                        // Others want its number as well, and without a spare one the next caller would hang.
+                        match tcp.into_std() {
+                            Ok(tcp) => spare.keep_of(tcp.into()),
+                            Err(error) => tracing::debug!(%error, "a caller without a place"),
+                        }
+                        self.has_no_descriptor_for(peer);
+                    }
+                    spare.keep();
+                    // For the next one.
+                    worker.has_descriptors_to_give();
+                }
+                Err(error) => {
+                    if is_out_of_descriptors(&error) && !spare.keep() {
+                        // What ends now gives the spare one back.
+                        worker.has_descriptors_to_give();
+                    }
+                    // Out of memory, or others were faster where the last descriptor was: they must end first.
+                    failed.happened(worker.shared.clock.now(), move |times| {
+                        tracing::warn!(%place, %error, times, "cannot accept");
+                    });
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    /// The system is asked itself: the runtime may not have heard yet of who came last.
+    fn take_who_waits(&self, listener: &std::net::TcpListener) -> io::Result<()> {
+        loop {
+            match listener.accept() {
+                Ok((tcp, peer)) => {
+                    tcp.set_nonblocking(true)?;
+                    self.admit(TcpStream::from_std(tcp)?, peer);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+                    ) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn admit(&self, tcp: TcpStream, peer: SocketAddr) {
+        let worker = &self.worker;
+        if worker.open() >= worker.shared.settings.max_connections {
+            self.refuse("connections", "maximum of connections reached", peer);
+        } else if are_scarce(&tcp) && !worker.has_descriptors_to_give() {
+            self.has_no_descriptor_for(peer);
+        } else if worker.takes_newcomer() {
+            let serving = downstream::connection::serve(Rc::clone(worker), self.place, tcp, peer);
+            tokio::task::spawn_local(timed_by_poll(Rc::clone(worker), serving));
+        }
+    }
+
+    fn has_no_descriptor_for(&self, peer: SocketAddr) {
+        self.refuse("descriptors", "too few files may be open for one more (ulimit -n)", peer);
+    }
+
+    fn refuse(&self, lacks: &'static str, said: &'static str, peer: SocketAddr) {
+        let place = self.place;
+        self.worker.no_place(lacks);
+        self.full.happened(self.worker.shared.clock.now(), move |times| {
+            tracing::warn!(%place, %peer, times, "{said}: closed");
+        });
+    }
+}

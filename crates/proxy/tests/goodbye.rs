@@ -1,0 +1,286 @@
+//! What becomes of callers of a gateway that is told to drain, and do not know it yet.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use meshwork_base::{Clock, ManualClock, Tick};
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_process::Drained;
+use meshwork_proxy::{Engine, Mesh, Settings};
+use parking_lot::{Condvar, Mutex};
+use support::raw::{ACK, DATA, GOAWAY, PING, PREFACE, Raw, SETTINGS, frame, request};
+use support::{Harness, Upstream, is_head, read_until, rule, upstream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+/// As in `connections.rs`.
+const GRACE: Duration = Duration::from_secs(5);
+
+async fn serve(mut harness: Harness, app: SocketAddr) -> (Harness, SocketAddr) {
+    harness.service("web", AppProtocol::Http1, &[app]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    (harness, address)
+}
+
+/// A gateway whose time moves when told to, before an application that answers at once.
+async fn gateway(clock: &ManualClock) -> (Upstream, Harness, SocketAddr) {
+    let up = upstream(|got| is_head(got).then(|| OK.to_vec())).await;
+    let (harness, address) = serve(Harness::at(clock), up.address).await;
+    (up, harness, address)
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).await.unwrap()
+}
+
+/// A connection that has had its first answer.
+async fn known(address: SocketAddr) -> TcpStream {
+    let mut tcp = connect(address).await;
+    ask(&mut tcp).await;
+    tcp
+}
+
+async fn ask(tcp: &mut TcpStream) {
+    tcp.write_all(GET).await.unwrap();
+    read_until(tcp, "hello").await;
+}
+
+/// What comes until the proxy closes.
+async fn rest(tcp: &mut TcpStream) -> String {
+    let mut rest = String::new();
+    let read = tcp.read_to_string(&mut rest);
+    tokio::time::timeout(Duration::from_secs(20), read).await.expect("it is let go").unwrap();
+    rest
+}
+
+fn assert_last(told: &str) {
+    assert!(told.starts_with("HTTP/1.1 200") && told.ends_with("hello"), "{told:?}");
+    assert!(told.to_lowercase().contains("\r\nconnection: close\r\n"), "{told}");
+}
+
+/// A connection of HTTP/2, which is told goodbye as soon as connections hear of the drain.
+async fn witness(address: SocketAddr) -> Raw {
+    let mut raw = Raw::open(address).await;
+    assert!(raw.settle().await);
+    raw
+}
+
+/// Which stream the next GOAWAY names as the last one.
+async fn goodbye(raw: &mut Raw) -> u32 {
+    loop {
+        let (kind, _, _, payload) = raw.next().await.unwrap();
+        if kind == GOAWAY {
+            return u32::from_be_bytes(payload[..4].try_into().unwrap());
+        }
+    }
+}
+
+fn drain(engine: Engine) -> JoinHandle<Drained> {
+    tokio::spawn(engine.drain_until(std::future::pending()))
+}
+
+#[tokio::test]
+async fn whoever_sends_its_next_request_before_it_knows_is_answered_and_told_there() {
+    let (_up, harness, address) = gateway(&ManualClock::new()).await;
+    let (mut idle, mut raw) = (known(address).await, witness(address).await);
+    let drained = drain(harness.engine);
+    goodbye(&mut raw).await;
+    idle.write_all(GET).await.unwrap();
+    assert_last(&rest(&mut idle).await);
+    drop(raw);
+    assert_eq!(drained.await.unwrap(), Drained::Clean);
+}
+
+#[tokio::test]
+async fn whoever_was_let_in_and_has_said_nothing_is_answered_in_either_version() {
+    let (_up, harness, address) = gateway(&ManualClock::new()).await;
+    let mut raw = witness(address).await;
+    // Some of them wait to be accepted.
+    let silent: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    let drained = drain(harness.engine);
+    goodbye(&mut raw).await;
+    drop(raw);
+    for (index, tcp) in silent.into_iter().enumerate() {
+        tcp.set_nonblocking(true).unwrap();
+        let mut tcp = TcpStream::from_std(tcp).unwrap();
+        if index % 2 == 0 {
+            tcp.write_all(GET).await.unwrap();
+            assert_last(&rest(&mut tcp).await);
+            continue;
+        }
+        let mut raw = Raw(tcp);
+        raw.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &request(1, "/")].concat()).await;
+        while raw.next().await.unwrap().0 != DATA {}
+    }
+    assert_eq!(drained.await.unwrap(), Drained::Clean);
+}
+
+#[tokio::test]
+async fn whoever_is_not_told_in_its_answer_may_send_another_request() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (harness, address) = serve(Harness::at(&ManualClock::new()), app.local_addr().unwrap()).await;
+    let (mut tcp, mut raw) = (connect(address).await, witness(address).await);
+    tcp.write_all(GET).await.unwrap();
+    let (mut up, _) = app.accept().await.unwrap();
+    read_until(&mut up, "\r\n\r\n").await;
+    // The next one comes by a connection of its own.
+    let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhell";
+    up.write_all(answer).await.unwrap();
+    read_until(&mut tcp, "hell").await;
+    let drained = drain(harness.engine);
+    goodbye(&mut raw).await;
+    drop(raw);
+    up.write_all(b"o").await.unwrap();
+    read_until(&mut tcp, "o").await;
+    tcp.write_all(GET).await.unwrap();
+    let again = tokio::time::timeout(Duration::from_secs(20), app.accept());
+    let (mut up, _) = again.await.expect("it is asked again").unwrap();
+    read_until(&mut up, "\r\n\r\n").await;
+    up.write_all(OK).await.unwrap();
+    assert_last(&rest(&mut tcp).await);
+    assert_eq!(drained.await.unwrap(), Drained::Clean);
+}
+
+#[tokio::test]
+async fn whoever_idles_is_waited_for_a_while_from_its_last_request_on() {
+    let clock = ManualClock::new();
+    let (_up, harness, address) = gateway(&clock).await;
+    let mut old = known(address).await;
+    clock.advance(GRACE);
+    let (mut asks, mut idles, mut silent) =
+        (known(address).await, known(address).await, connect(address).await);
+    let mut raw = witness(address).await;
+    let drained = drain(harness.engine);
+    goodbye(&mut raw).await;
+    drop(raw);
+    assert_eq!(rest(&mut old).await, "", "it has had its while");
+    clock.advance(GRACE - Duration::from_millis(1));
+    asks.write_all(GET).await.unwrap();
+    assert_last(&rest(&mut asks).await);
+    assert!(!drained.is_finished());
+    clock.advance(Duration::from_millis(1));
+    assert_eq!((rest(&mut idles).await, rest(&mut silent).await), (String::new(), String::new()));
+    assert_eq!(drained.await.unwrap(), Drained::Clean);
+}
+
+#[tokio::test]
+async fn nobody_who_idles_outlasts_the_time_of_the_drain_or_counts_as_cut_off() {
+    let (_up, harness, address) = gateway(&ManualClock::new()).await;
+    let mut idle = known(address).await;
+    assert_eq!(harness.engine.drain_until(std::future::ready(())).await, Drained::Clean);
+    assert_eq!(rest(&mut idle).await, "");
+}
+
+#[tokio::test]
+async fn an_idle_connection_of_http2_takes_what_is_on_the_way_between_two_goodbyes() {
+    let clock = ManualClock::new();
+    let (_up, harness, address) = gateway(&clock).await;
+    let (mut idle, mut raw) = (known(address).await, witness(address).await);
+    clock.advance(GRACE - Duration::from_millis(1));
+    let drained = drain(harness.engine);
+    assert_eq!(goodbye(&mut raw).await, 0x7fff_ffff);
+    // Its caller has the time from there on; one who cannot be told so has had it.
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(rest(&mut idle).await, "");
+    let ping = loop {
+        match raw.next().await.unwrap() {
+            (PING, 0, _, payload) => break payload,
+            (kind, ..) => assert_ne!(kind, GOAWAY, "the answer comes first"),
+        }
+    };
+    raw.send(&[request(1, "/"), frame(PING, ACK, 0, &ping)].concat()).await;
+    let mut goodbyes = Vec::new();
+    let mut body = Vec::new();
+    while let Ok((kind, _, _, payload)) = raw.next().await {
+        match kind {
+            GOAWAY => goodbyes.push(u32::from_be_bytes(payload[..4].try_into().unwrap())),
+            DATA => body.extend(payload),
+            _ => {}
+        }
+    }
+    assert_eq!((&*body, &*goodbyes), (&b"hello"[..], &[1][..]));
+    assert_eq!(drained.await.unwrap(), Drained::Clean);
+}
+
+/// Whoever asks the time on the second worker's thread waits while it is held.
+struct Held {
+    clock: ManualClock,
+    gate: Mutex<bool>,
+    opened: Condvar,
+    waits: AtomicBool,
+}
+
+impl Held {
+    fn hold(&self, holds: bool) {
+        *self.gate.lock() = holds;
+        self.opened.notify_all();
+    }
+}
+
+impl Clock for Held {
+    fn now(&self) -> Tick {
+        if std::thread::current().name() == Some("worker-1") {
+            let mut held = self.gate.lock();
+            while *held {
+                self.waits.store(true, Ordering::SeqCst);
+                self.opened.wait(&mut held);
+            }
+        }
+        self.clock.now()
+    }
+
+    fn wall(&self) -> Duration {
+        self.clock.wall()
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_told_to_leave_before_every_worker_has_taken_who_waits_and_takes_no_more() {
+    let clock = Arc::new(Held {
+        clock: ManualClock::new(),
+        gate: Mutex::default(),
+        opened: Condvar::new(),
+        waits: AtomicBool::new(false),
+    });
+    let up = upstream(|got| is_head(got).then(|| OK.to_vec())).await;
+    let settings = Settings { workers: 2, ..Settings::default() };
+    let told = Arc::clone(&clock) as Arc<dyn Clock>;
+    let harness = Harness::join(settings, Mesh::default(), told, "gateway");
+    let (harness, address) = serve(harness, up.address).await;
+    let mut watches = Vec::new();
+    for _ in 0..16 {
+        let mut raw = witness(address).await;
+        watches.push(tokio::spawn(async move {
+            goodbye(&mut raw).await;
+            std::net::TcpStream::connect(address).is_err()
+        }));
+    }
+    clock.hold(true);
+    while !clock.waits.load(Ordering::SeqCst) {
+        tokio::task::yield_now().await;
+    }
+    let waiting: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    let drained = drain(harness.engine);
+    // Whatever the other worker does meanwhile it does too early.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    clock.hold(false);
+    for watch in watches {
+        assert!(watch.await.unwrap(), "one could still connect");
+    }
+    for tcp in waiting {
+        tcp.set_nonblocking(true).unwrap();
+        let mut tcp = TcpStream::from_std(tcp).unwrap();
+        tcp.write_all(GET).await.unwrap();
+        assert_last(&rest(&mut tcp).await);
+    }
+    assert_eq!(drained.await.unwrap(), Drained::Clean);
+}
