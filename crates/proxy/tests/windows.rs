@@ -16,18 +16,15 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{Request, Response};
-use meshwork_base::ManualClock;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_process::MemoryMeter;
-use meshwork_proxy::{Mesh, Settings, Side};
+use meshwork_proxy::{Settings, Side};
 use support::distance::Distance;
-use support::h2::{H2Upstream, answer, collect_body, fetch, get, h2_upstream};
+use support::h2::{H2Upstream, answer, collect_body, fetch, h2_upstream};
 use support::mesh::{TestMesh, db_behind, serving};
 use support::raw::*;
-use support::{Harness, exchange, rule};
+use support::{Harness, rule};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 const EACH_WAY: Duration = Duration::from_millis(25);
@@ -56,19 +53,12 @@ async fn send(send: &mut SendStream<Bytes>, gone: &AtomicUsize, stops: impl Fn()
 }
 
 /// What an endpoint is told, and tells.
+#[derive(Default)]
 struct Told {
     gone: AtomicUsize,
+    /// To those who do not read.
+    unread: AtomicUsize,
     stops: AtomicBool,
-    /// Bytes that it may take, and those that it has.
-    reads: Semaphore,
-    taken: AtomicUsize,
-}
-
-impl Default for Told {
-    fn default() -> Self {
-        let (gone, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Self { gone, stops: AtomicBool::new(false), reads: Semaphore::new(0), taken }
-    }
 }
 
 impl Told {
@@ -81,28 +71,23 @@ impl Told {
     }
 }
 
-/// `/endless` sends until it is told to stop, `/upload` takes all and says how much that was, and so does `/slow` when it is told to.
+/// `/endless` and `/unread` send until it is told to stop, `/upload` takes all and says how much that was.
 async fn endpoint(told: &Arc<Told>) -> H2Upstream {
     let told = Arc::clone(told);
     let serve = move |_, request: Request<RecvStream>, mut respond: SendResponse<Bytes>| {
         let told = Arc::clone(&told);
         async move {
             match request.uri().path() {
-                "/endless" => {
+                path @ ("/endless" | "/unread") => {
                     let mut body = respond.send_response(Response::new(()), false).unwrap();
-                    send(&mut body, &told.gone, || told.stops.load(Ordering::SeqCst)).await;
+                    let gone = if path == "/endless" { &told.gone } else { &told.unread };
+                    send(&mut body, gone, || told.stops.load(Ordering::SeqCst)).await;
                 }
-                path @ ("/upload" | "/slow") => {
-                    let is_slow = path == "/slow";
+                "/upload" => {
                     let mut body = request.into_body();
                     let mut count = 0;
                     while let Some(Ok(data)) = body.data().await {
                         count += data.len();
-                        if is_slow {
-                            let permits = u32::try_from(data.len()).unwrap();
-                            told.reads.acquire_many(permits).await.unwrap().forget();
-                            told.taken.fetch_add(data.len(), Ordering::SeqCst);
-                        }
                         body.flow_control().release_capacity(data.len()).unwrap();
                     }
                     let mut said = respond.send_response(Response::new(()), false).unwrap();
@@ -115,20 +100,39 @@ async fn endpoint(told: &Arc<Told>) -> H2Upstream {
     h2_upstream(usize::MAX, serve).await
 }
 
-async fn gateway_of(mut harness: Harness, endpoint: SocketAddr) -> (Harness, SocketAddr) {
+async fn gateway(endpoint: SocketAddr) -> (Harness, SocketAddr) {
+    let mut harness = Harness::start(Settings::default());
     harness.service("web", AppProtocol::Http2, &[endpoint]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     (harness, address)
 }
 
-async fn gateway(endpoint: SocketAddr) -> (Harness, SocketAddr) {
-    gateway_of(Harness::start(Settings::default()), endpoint).await
+/// Two proxies with a distance between them, and where the application of the first one calls.
+struct Far {
+    _proxies: [Harness; 2],
+    distance: Distance,
+    proxy: SocketAddr,
 }
 
-/// A process that may have so much memory, and has none of it.
-fn limited(bytes: u64) -> Settings {
-    let memory = MemoryMeter::told_by(|| Some(0));
-    Settings { max_memory: Some(bytes), memory, ..Settings::default() }
+/// What is called `db` is this application.
+async fn far(app: SocketAddr, protocol: AppProtocol) -> Far {
+    let mesh = TestMesh::new();
+    let (web, db) = (mesh.identity("web"), mesh.identity("db"));
+    let any = "127.0.0.1:0".parse().unwrap();
+    let mut inbound = mesh.proxy(&db, None, Settings::default());
+    inbound.change([mesh.bundle(1, &[]), serving(&db.id(), "db", app, protocol)]).await;
+    let side = if protocol == AppProtocol::Tcp { Side::Hbone } else { Side::Inbound };
+    let distance = Distance::to(inbound.engine.listen(side, any).await.unwrap(), EACH_WAY).await;
+    let mut outbound = mesh.proxy(&web, None, Settings::default());
+    let port = distance.address.port();
+    let changes = db_behind(&db.id(), app, protocol, (port, port));
+    outbound.change([mesh.bundle(1, &[])].into_iter().chain(changes)).await;
+    let proxy = outbound.engine.listen(Side::Outbound, any).await.unwrap();
+    Far { _proxies: [inbound, outbound], distance, proxy }
+}
+
+fn get(path: &str) -> Request<()> {
+    Request::get(format!("http://db{path}")).body(()).unwrap()
 }
 
 /// A client whose own windows are no bound, or are this large.
@@ -157,21 +161,19 @@ async fn read(body: &mut RecvStream, is_enough: impl Fn(usize) -> bool) -> usize
     count
 }
 
-async fn endless(client: &mut SendRequest<Bytes>) -> RecvStream {
-    let (response, _) = client.send_request(get("/endless"), true).unwrap();
+async fn endless(client: &mut SendRequest<Bytes>, path: &str) -> RecvStream {
+    let (response, _) = client.send_request(get(path), true).unwrap();
     response.await.unwrap().into_body()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_from_afar_has_more_than_a_small_window_on_the_way_and_goes_on_after_a_pause() {
     let told = Arc::default();
-    let far = endpoint(&told).await;
-    let distance = Distance::to(far.address, EACH_WAY).await;
-    let (_harness, address) = gateway(distance.address).await;
-    let mut client = client(address, WIDE).await;
-    let mut body = endless(&mut client).await;
+    let app = endpoint(&told).await;
+    let Far { _proxies, distance, proxy } = far(app.address, AppProtocol::Http2).await;
+    let mut client = client(proxy, WIDE).await;
+    let mut body = endless(&mut client, "/endless").await;
     let mut got = read(&mut body, |_| distance.most_back() >= LARGE).await;
-    assert!((1..100).contains(&distance.pings()), "{} PINGs", distance.pings());
     // Whoever is to have a smaller window after a while would not hear of room in it any more.
     sleep(Duration::from_secs(6)).await;
     got += read(&mut body, |count| count >= 16 * LARGE).await;
@@ -181,13 +183,35 @@ async fn an_answer_from_afar_has_more_than_a_small_window_on_the_way_and_goes_on
     assert_eq!(fetch(&mut client, get("/")).await.1, "hello");
 }
 
-#[tokio::test]
+/// They would fill the connection between the proxies: each has a large window, and that of the connection is far from that of all.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_from_afar_that_are_not_read_leave_room_for_those_beside_them() {
+    const IDLE: usize = 32;
+    let told = Arc::default();
+    let app = endpoint(&told).await;
+    let Far { _proxies, distance, proxy } = far(app.address, AppProtocol::Http2).await;
+    let mut reader = client(proxy, WIDE).await;
+    let mut body = endless(&mut reader, "/endless").await;
+    read(&mut body, |_| distance.most_back() >= LARGE).await;
+    let mut unread = Vec::with_capacity(IDLE);
+    for _ in 0..IDLE {
+        let mut idle = client(proxy, 1 << 16).await;
+        unread.push((endless(&mut idle, "/unread").await, idle));
+    }
+    // More than a connection has for all of its streams: 16 MiB, and what two of them may have grown by.
+    read(&mut body, |_| told.unread.load(Ordering::SeqCst) >= 26 * LARGE).await;
+    read(&mut body, |count| count >= 64 * LARGE).await;
+    let hello = timeout(PATIENCE, fetch(&mut reader, get("/"))).await.expect("others are answered");
+    assert_eq!(hello.1, "hello");
+    told.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_from_afar_has_more_than_a_small_window_on_the_way() {
-    let near = endpoint(&Arc::default()).await;
-    let (_harness, address) = gateway(near.address).await;
-    let distance = Distance::to(address, EACH_WAY).await;
-    let mut client = client(distance.address, WIDE).await;
-    let post = Request::post("http://shop/upload").body(()).unwrap();
+    let app = endpoint(&Arc::default()).await;
+    let Far { _proxies, distance, proxy } = far(app.address, AppProtocol::Http2).await;
+    let mut client = client(proxy, WIDE).await;
+    let post = Request::post("http://db/upload").body(()).unwrap();
     let (response, mut body) = client.send_request(post, false).unwrap();
     let gone = AtomicUsize::new(0);
     let sending = send(&mut body, &gone, || distance.most_there() >= LARGE);
@@ -216,18 +240,7 @@ async fn pouring() -> SocketAddr {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tunnel_between_proxies_has_more_than_a_small_window_on_the_way_in_both_directions() {
     let app = pouring().await;
-    let mesh = TestMesh::new();
-    let (web, db) = (mesh.identity("web"), mesh.identity("db"));
-    let any = "127.0.0.1:0".parse().unwrap();
-    let mut inbound = mesh.proxy(&db, None, Settings::default());
-    inbound.change([mesh.bundle(1, &[]), serving(&db.id(), "db", app, AppProtocol::Tcp)]).await;
-    let hbone = inbound.engine.listen(Side::Hbone, any).await.unwrap();
-    let distance = Distance::to(hbone, EACH_WAY).await;
-    let mut outbound = mesh.proxy(&web, None, Settings::default());
-    let ports = (1, distance.address.port());
-    let changes = db_behind(&db.id(), app, AppProtocol::Tcp, ports);
-    outbound.change([mesh.bundle(1, &[])].into_iter().chain(changes)).await;
-    let proxy = outbound.engine.listen(Side::Outbound, any).await.unwrap();
+    let Far { _proxies, distance, proxy } = far(app, AppProtocol::Tcp).await;
 
     let mut tcp = TcpStream::connect(proxy).await.unwrap();
     tcp.write_all(b"CONNECT db:80 HTTP/1.1\r\nHost: db:80\r\n\r\n").await.unwrap();
@@ -247,53 +260,29 @@ async fn a_tunnel_between_proxies_has_more_than_a_small_window_on_the_way_in_bot
     }
 }
 
+/// It may use a larger window before it says that it has heard of it, and `h2` would reset its streams for that.
 #[tokio::test]
-async fn small_messages_send_no_ping() {
-    let far = endpoint(&Arc::default()).await;
-    let distance = Distance::to(far.address, Duration::from_millis(1)).await;
+async fn an_endpoint_that_is_no_proxy_of_ours_is_told_of_one_window_and_asked_nothing() {
+    let told = Arc::<Told>::default();
+    let app = endpoint(&told).await;
+    let distance = Distance::to(app.address, Duration::from_millis(1)).await;
     let (_harness, address) = gateway(distance.address).await;
-    for _ in 0..50 {
-        let hello = exchange(address, b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
-        assert!(hello.contains("hello"), "{hello}");
-    }
-    assert_eq!(distance.pings(), 0);
-}
-
-/// Servers of gRPC bear one that they have not forgotten, and two more. With time the proxy asks as well whether anybody is there.
-#[tokio::test]
-async fn a_server_that_says_nothing_sees_no_more_than_two_pings_whoever_asks() {
-    let (clock, told) = (ManualClock::new(), Arc::<Told>::default());
-    let far = endpoint(&told).await;
-    let distance = Distance::to(far.address, EACH_WAY).await;
-    // Windows may grow to 1 MiB; after that it is still asked whether they should.
-    let settings = limited(16 << 20);
-    let harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
-    let (_harness, address) = gateway_of(harness, distance.address).await;
-    let mut client = client(address, 1 << 20).await;
-    let mut body = endless(&mut client).await;
-    read(&mut body, |_| distance.most_back() >= LARGE / 2).await;
-    for _ in 0..2 {
-        // Nobody reads; so nothing comes, for a quarter of a minute.
-        for _ in 0..30 {
-            clock.advance(Duration::from_millis(500));
-            sleep(Duration::from_millis(100)).await;
-        }
-        read(&mut body, |count| count >= 16 * LARGE).await;
-    }
+    let mut client = client(address, WIDE).await;
+    let mut body = endless(&mut client, "/endless").await;
+    let got = read(&mut body, |count| count >= 64 * LARGE).await;
     told.stop();
-    read(&mut body, |_| false).await;
-    let (pings, in_a_row) = (distance.pings(), distance.pings_in_a_row());
-    assert!((1..=2).contains(&in_a_row), "{in_a_row} of {pings} PINGs in a row");
+    assert_eq!(got + read(&mut body, |_| false).await, told.gone());
+    assert_eq!(distance.pings(), 0);
+    assert!(distance.most_back() < LARGE / 2, "{} on the way", distance.most_back());
 }
 
-/// A caller that uploads frame by frame, and answers a PING when it likes.
+/// A caller that uploads frame by frame.
 struct Caller {
     raw: Raw,
     /// What it may send: on its stream, and in all.
     windows: [usize; 2],
     /// Windows that it was told by SETTINGS.
     told: Vec<u32>,
-    agrees: bool,
     ping: Option<Vec<u8>>,
     settled: bool,
     sent: usize,
@@ -304,15 +293,8 @@ impl Caller {
         let mut raw = Raw::open(address).await;
         let head = [vec![0x83, 0x86], literal(4, path), literal(1, "shop")].concat();
         raw.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
-        let mut caller = Self {
-            raw,
-            windows: [0xffff; 2],
-            told: Vec::new(),
-            agrees: true,
-            ping: None,
-            settled: false,
-            sent: 0,
-        };
+        let mut caller =
+            Self { raw, windows: [0xffff; 2], told: Vec::new(), ping: None, settled: false, sent: 0 };
         caller.settles().await;
         caller
     }
@@ -327,13 +309,9 @@ impl Caller {
                 for setting in payload.chunks(6).filter(|setting| setting[..2] == [0, 4]) {
                     let before = self.told.last().copied().unwrap_or(0xffff);
                     self.told.push(number(&setting[2..]));
-                    if self.agrees {
-                        self.windows[0] += (number(&setting[2..]) - before) as usize;
-                    }
+                    self.windows[0] += (number(&setting[2..]) - before) as usize;
                 }
-                if self.agrees {
-                    self.raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
-                }
+                self.raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
             }
             PING if flags & ACK == 0 => self.ping = Some(payload),
             PING => self.settled = true,
@@ -359,34 +337,6 @@ impl Caller {
         }
     }
 
-    async fn answers(&mut self) {
-        if let Some(ping) = self.ping.take() {
-            self.raw.send(&frame(PING, ACK, 0, &ping)).await;
-        }
-    }
-
-    /// Sends until it is asked, and answers when more than a small window has been given on since. Whether it is told of a larger one
-    /// then.
-    async fn grows(&mut self) -> bool {
-        let told = self.told.len();
-        let filling = async {
-            while self.ping.is_none() {
-                self.sends(SMALL).await;
-            }
-            self.sends(3 * SMALL).await;
-            self.answers().await;
-            self.sends(4 * SMALL).await;
-        };
-        timeout(PATIENCE, filling).await.expect("it is asked");
-        self.told.len() > told
-    }
-
-    /// The same until it is told of one.
-    async fn has_grown(&mut self) {
-        let growing = async { while !self.grows().await {} };
-        timeout(PATIENCE, growing).await.expect("its window grows");
-    }
-
     /// Takes what has come until now.
     async fn settles(&mut self) {
         self.raw.send(&frame(PING, 0, 0, b"settled!")).await;
@@ -402,60 +352,14 @@ impl Caller {
     }
 }
 
-/// What comes is no reason for more, nor what is given on slowly.
 #[tokio::test]
-async fn what_an_application_does_not_read_or_reads_slowly_makes_no_window_grow() {
-    const STEP: usize = 16 * 1024;
-    let told = Arc::<Told>::default();
-    let slow = endpoint(&told).await;
-    let (_harness, address) = gateway(slow.address).await;
-    let mut caller = Caller::at(address, "/slow").await;
-    let mut taken = 0;
-    for _ in 0..64 {
-        // What the endpoint may take before the proxy has sent more is less than most of a window, and so is what is on its way between them.
-        told.reads.add_permits(STEP);
-        taken += STEP;
-        while told.taken.load(Ordering::SeqCst) + STEP <= taken {
-            // There is more to take, or some is on its way.
-            if caller.windows[0] >= STEP { caller.sends(STEP).await } else { caller.settles().await }
-        }
-        caller.settles().await;
-        caller.answers().await;
-    }
-    assert_eq!(caller.told, [u32::try_from(SMALL).unwrap()]);
-    assert!(caller.sent <= taken + 0xffff + SMALL + 2 * STEP, "{} sent, {taken} taken", caller.sent);
-}
-
-#[tokio::test]
-async fn a_peer_that_does_not_agree_to_its_settings_is_told_nothing_more_and_goes_on() {
+async fn a_caller_that_is_no_proxy_of_ours_is_told_of_one_window_and_asked_nothing() {
     let near = endpoint(&Arc::default()).await;
     let (_harness, address) = gateway(near.address).await;
     let mut caller = Caller::at(address, "/upload").await;
-    caller.agrees = false;
-    assert!(caller.grows().await);
-    for _ in 0..8 {
-        caller.sends(LARGE).await;
-        caller.answers().await;
-    }
-    assert_eq!(caller.told, [SMALL, 2 * SMALL].map(|window| u32::try_from(window).unwrap()));
+    timeout(PATIENCE, caller.sends(16 * LARGE)).await.expect("it goes on");
+    caller.settles().await;
+    assert_eq!(caller.told, [u32::try_from(SMALL).unwrap()]);
+    assert_eq!(caller.ping, None);
     caller.ends().await;
-}
-
-#[tokio::test]
-async fn where_others_have_used_up_what_windows_may_grow_by_they_stay_small_until_one_has_ended() {
-    let near = endpoint(&Arc::default()).await;
-    // What one caller whom nobody knows takes for its first step is half of what there is.
-    let settings = limited(8 << 20);
-    let (_harness, address) = gateway_of(Harness::start(settings), near.address).await;
-    let (mut first, mut second) =
-        (Caller::at(address, "/upload").await, Caller::at(address, "/upload").await);
-    assert!(first.grows().await);
-    assert!(!second.grows().await, "it goes on with the window that it has");
-    first.ends().await;
-    second.has_grown().await;
-    second.ends().await;
-    let (mut third, mut fourth) =
-        (Caller::at(address, "/upload").await, Caller::at(address, "/upload").await);
-    third.has_grown().await;
-    assert!(!fourth.grows().await);
 }

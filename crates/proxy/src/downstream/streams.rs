@@ -43,8 +43,7 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Between proxies a connection carries requests of many callers: those that the application does not read must not take
 /// the window of those beside them.
 const MESH_WINDOW: u32 = SMALLEST * MAX_STREAMS;
-/// By so many streams' larger windows that of one caller's connection grows, and that of a proxy's, which has the most already.
-const LARGER: u32 = 4;
+/// By so many streams' larger windows that grows when theirs do.
 const MESH_LARGER: u32 = 2;
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 128;
@@ -125,11 +124,9 @@ fn is_stranger(link: &Link) -> bool {
 
 /// What may be on the way on all streams of a connection together.
 fn bounds(link: &Link) -> Bounds {
-    let (window, streams) = match link.place {
-        Place::Inbound(_) | Place::Hbone(_) => (MESH_WINDOW, MESH_LARGER),
-        Place::Gateway(_) | Place::Outbound(_) => (CONNECTION_WINDOW, LARGER),
-    };
-    Bounds { window, streams, is_stranger: is_stranger(link) }
+    let is_mesh = matches!(link.place, Place::Inbound(_) | Place::Hbone(_));
+    let window = if is_mesh { MESH_WINDOW } else { CONNECTION_WINDOW };
+    Bounds { window, streams: MESH_LARGER, is_ours: is_mesh && link.caller.is_some() }
 }
 
 fn builder(limits: &Limits, link: &Link) -> Builder {
@@ -255,6 +252,7 @@ impl Serving<'_> {
         if accepted.is_pending() && self.looked_at() {
             accepted = self.connection.poll_accept(cx);
         }
+        self.windows.make_room(&mut self.connection);
         if accepted.is_pending() {
             if self.watch.take_many_small() {
                 self.common.unread.join();

@@ -45,8 +45,8 @@ pub(crate) struct Received {
     came: Cell<Came>,
     /// What the peer was told that the connection's window is larger by, or open again.
     opened: Cell<u64>,
-    /// The connection's window, where it has grown.
-    window: Cell<u32>,
+    /// Half of its window lies here unread, and it cannot grow.
+    crowded: Cell<bool>,
     /// Counted anew with each.
     round: Cell<u32>,
     /// What the stream has given on that has given on most.
@@ -81,9 +81,8 @@ impl Received {
         self.opened.set(self.opened.get() + u64::from(bytes));
     }
 
-    /// The connection's window has grown to so much.
-    pub(super) fn grows(&self, window: u32) {
-        self.window.set(window);
+    pub(super) fn set_crowded(&self, is_crowded: bool) {
+        self.crowded.set(is_crowded);
     }
 
     /// The most that one stream has given on since it is counted.
@@ -109,11 +108,9 @@ impl Received {
         data >= third && (FIRST + self.opened.get()).saturating_sub(data) < third
     }
 
-    /// Whether it is better that new streams go to another connection: its windows have grown, so that few that are not read
-    /// take all of the connection's, or cost it too much.
-    pub(crate) fn is_unfit(&self) -> bool {
-        let window = self.window.get();
-        window > 0 && (self.has_tiny() || self.is_half_unread(window))
+    /// Whether it is better that new streams go to another connection: what few do not read takes all of this one's window.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded.get()
     }
 }
 

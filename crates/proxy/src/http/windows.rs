@@ -3,9 +3,12 @@
 //! So windows begin small, and grow on connections one of whose streams is seen to need it ([`super::estimate`]). They stay so until the
 //! connection ends.
 //!
-//! The window of the connection grows as well, so that some streams that are not read leave those beside them room. What it has grown
-//! by comes out of what the whole process has for it. Nothing grows while memory is short, while half of the connection's window lies
-//! here unread, nor beside streams of messages so small that a large window full of them would make `h2` end the connection.
+//! That is so between proxies of ours alone. A peer may use a larger window as soon as it has heard of it, before it says so (RFC 9113
+//! section 6.5.3), and some do (Jetty); `h2` goes by the old one until then, and resets the stream.
+//!
+//! The window of the connection grows as well, and again whenever half of it lies here unread, so that streams that are not read
+//! leave those beside them room. What it has grown by comes out of what the whole process has for it. Nothing grows while memory is
+//! short, nor beside streams of messages so small that a large window full of them would make `h2` end the connection.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,31 +23,22 @@ use super::received::Received;
 /// What all connections of a process may have grown by; where its memory has a limit it is this part of that.
 const ALL: u64 = 256 * 1024 * 1024;
 const PART: u64 = 8;
-/// Of this, callers that have not proven who they are have no more than this part.
-const STRANGERS: u64 = 2;
+/// No connection's window is larger.
+const WIDEST: u32 = 1 << 29;
 
 /// What the connections of a process may have grown by.
 #[derive(Debug)]
 pub(crate) struct Budget {
     most: AtomicU64,
     taken: AtomicU64,
-    /// By those who have not proven who they are.
-    strangers: AtomicU64,
     /// Memory is short.
     tight: AtomicBool,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        let (taken, strangers) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { most: AtomicU64::new(ALL), taken, strangers, tight: AtomicBool::new(false) }
+        Self { most: AtomicU64::new(ALL), taken: AtomicU64::new(0), tight: AtomicBool::new(false) }
     }
-}
-
-/// Takes it where the sum stays within the bound.
-fn add(sum: &AtomicU64, bytes: u64, most: u64) -> bool {
-    let more = |sum: u64| sum.checked_add(bytes).filter(|&sum| sum <= most);
-    sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
 }
 
 impl Budget {
@@ -57,24 +51,15 @@ impl Budget {
         self.tight.store(tight, Ordering::Relaxed);
     }
 
-    fn take(&self, bytes: u64, is_stranger: bool) -> bool {
+    fn take(&self, bytes: u32) -> bool {
         let most = self.most.load(Ordering::Relaxed);
-        if self.tight.load(Ordering::Relaxed) || is_stranger && !add(&self.strangers, bytes, most / STRANGERS)
-        {
-            return false;
-        }
-        let takes = add(&self.taken, bytes, most);
-        if !takes && is_stranger {
-            self.strangers.fetch_sub(bytes, Ordering::Relaxed);
-        }
-        takes
+        let more = |sum: u64| sum.checked_add(bytes.into()).filter(|&sum| sum <= most);
+        !self.tight.load(Ordering::Relaxed)
+            && self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    fn give_back(&self, bytes: u64, is_stranger: bool) {
-        self.taken.fetch_sub(bytes, Ordering::Relaxed);
-        if is_stranger {
-            self.strangers.fetch_sub(bytes, Ordering::Relaxed);
-        }
+    fn give_back(&self, bytes: u32) {
+        self.taken.fetch_sub(bytes.into(), Ordering::Relaxed);
     }
 }
 
@@ -121,8 +106,8 @@ pub(crate) struct Bounds {
     pub(crate) window: u32,
     /// By so many streams' larger windows it grows when theirs do.
     pub(crate) streams: u32,
-    /// It is with somebody who has not proven who it is.
-    pub(crate) is_stranger: bool,
+    /// It is with a proxy of ours, and so they grow.
+    pub(crate) is_ours: bool,
 }
 
 /// See the module's text.
@@ -147,6 +132,9 @@ impl Windows {
 
     /// The connection's task has a turn, and polls the connection behind it. `answered`: a PING of whoever has been. True: one is to be sent.
     pub(crate) fn turn(&mut self, answered: bool, may_ask: bool, connection: &mut impl Connection) -> bool {
+        if !self.bounds.is_ours {
+            return false;
+        }
         let is_due = may_ask && self.estimate.is_enough(self.received.most());
         (answered || is_due) && self.look(answered, Tick::ZERO.after(self.since.elapsed()), connection)
     }
@@ -171,32 +159,53 @@ impl Windows {
         asks
     }
 
+    fn window(&self) -> u32 {
+        self.bounds.window + self.grown
+    }
+
     fn grow(&mut self, wanted: u32, connection: &mut impl Connection) {
-        let grown = self.bounds.streams * (wanted - SMALLEST);
-        let more = u64::from(grown - self.grown);
-        let is_stranger = self.bounds.is_stranger;
-        if self.received.is_half_unread(self.bounds.window + self.grown)
+        let more = (self.bounds.streams * (wanted - SMALLEST)).saturating_sub(self.grown);
+        if self.received.is_half_unread(self.window())
             || self.received.has_tiny()
-            || !self.budget.take(more, is_stranger)
+            || self.window() > WIDEST - more
+            || !self.budget.take(more)
         {
             return;
         }
         if !connection.set_stream_window(wanted) {
-            return self.budget.give_back(more, is_stranger);
+            return self.budget.give_back(more);
         }
-        self.grown = grown;
-        let window = self.bounds.window + grown;
-        connection.set_window(window);
-        self.received.grows(window);
+        self.grown += more;
+        connection.set_window(self.window());
         self.estimate.grows(wanted);
         tracing::debug!(window = wanted, "HTTP/2 streams need a larger window");
+    }
+
+    /// The connection has been polled. What lies here of streams that are not read takes no room from those beside them.
+    pub(crate) fn make_room(&mut self, connection: &mut impl Connection) {
+        if self.grown == 0 {
+            return;
+        }
+        let is_crowded = self.received.is_half_unread(self.window()) && !self.widen(connection);
+        self.received.set_crowded(is_crowded);
+    }
+
+    #[cold]
+    fn widen(&mut self, connection: &mut impl Connection) -> bool {
+        let more = self.window() / 2;
+        let takes = self.window() <= WIDEST - more && self.budget.take(more);
+        if takes {
+            self.grown += more;
+            connection.set_window(self.window());
+        }
+        takes
     }
 }
 
 impl Drop for Windows {
     /// Before that the peer may send as much at any time, whatever it was told since.
     fn drop(&mut self) {
-        self.budget.give_back(self.grown.into(), self.bounds.is_stranger);
+        self.budget.give_back(self.grown);
     }
 }
 

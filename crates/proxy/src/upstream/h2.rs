@@ -65,9 +65,8 @@ const GIVEN_UP: u32 = 4 * 1024;
 /// full of small messages, and at worst some 50 MiB of our memory.
 const SMALL_FRAMES: usize = 128 * 1024 * 1024;
 
-/// What [`Windows`] go by. That of the connection, which has the most already, grows by so many streams' larger windows; and it was we
-/// who made it.
-const BOUNDS: Bounds = Bounds { window: CONNECTION_WINDOW, streams: 2, is_stranger: false };
+/// By so many streams' larger windows that of the connection, which has the most already, grows when theirs do.
+const LARGER: u32 = 2;
 
 /// How long the peer of a new connection has to say how many streams it takes, by how long it takes there and back.
 pub(super) fn patience(round_trip: Duration) -> Duration {
@@ -147,8 +146,9 @@ impl H2Connection {
         })?;
         let (ended, left) = (Rc::<Cell<bool>>::default(), Rc::<Cell<bool>>::default());
         let (pings, alive) = (Rc::<Pings>::default(), Rc::new(Alive::new(now, svid.is_some())));
+        let bounds = Bounds { window: CONNECTION_WINDOW, streams: LARGER, is_ours: svid.is_some() };
         let task = Task {
-            windows: Box::new(Windows::new(Rc::clone(&received), Arc::clone(budget), BOUNDS)),
+            windows: Box::new(Windows::new(Rc::clone(&received), Arc::clone(budget), bounds)),
             received: Rc::clone(&received),
             flusher: flusher.clone(),
             pings: Rc::clone(&pings),
@@ -238,9 +238,9 @@ impl H2Connection {
         self.alive.is_doubted()
     }
 
-    /// New streams go to another where a limit allows one: what few do not read would take all of its window.
-    pub(crate) fn is_unfit(&self) -> bool {
-        self.received.is_unfit()
+    /// New streams go to another where one can be made: what few do not read takes all of its window.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.received.is_crowded()
     }
 
     /// The same as of one in doubt, since so much was given up on it. A limit may allow no other beside what runs on it.

@@ -387,11 +387,13 @@ impl EndpointPool {
                     return Ok(connection);
                 }
                 Err(failure) => {
-                    // Where there can be no other, one in doubt, or worn, is better than none.
-                    if failure.cause == Cause::MaxConnections
-                        && let Some(reluctant) = self.reluctant_with_room()
-                    {
-                        return Ok(reluctant);
+                    // Where there can be no other, one in doubt, or worn, is better than none, and one that is crowded than any failure.
+                    let other = match failure.cause {
+                        Cause::MaxConnections => self.reluctant_with_room(),
+                        _ => self.crowded_with_room(),
+                    };
+                    if let Some(other) = other {
+                        return Ok(other);
                     }
                     // What stands in its way stands in theirs, and it may be before them.
                     dialing.calls = failure.cause != Cause::MaxConnections;
@@ -424,7 +426,7 @@ impl EndpointPool {
     }
 
     /// A shared connection that takes another stream. One in doubt takes none, unless the one that was made in its place is no
-    /// better: it is the endpoint, then, that does not answer, and not the way there. Nor does one that is worn, or unfit.
+    /// better: it is the endpoint, then, that does not answer, and not the way there. Nor does one that is worn, or crowded.
     pub(crate) fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
         let mut doubted = 0;
@@ -444,6 +446,13 @@ impl EndpointPool {
         }
     }
 
+    /// One that would take another stream but for what lies unread on it.
+    #[cold]
+    fn crowded_with_room(&self) -> Option<Rc<H2Connection>> {
+        let shared = self.shared.borrow();
+        within_limits(&shared).find(|one| one.has_room() && is_well(one)).cloned()
+    }
+
     /// Of those that take another stream only where no other does, the youngest.
     #[cold]
     pub(super) fn reluctant_with_room(&self) -> Option<Rc<H2Connection>> {
@@ -452,9 +461,14 @@ impl EndpointPool {
     }
 }
 
-/// Neither in doubt nor worn, and fit for more streams.
+/// Neither in doubt nor worn nor crowded.
 fn is_sound(connection: &H2Connection) -> bool {
-    !connection.is_doubted() && !connection.is_worn() && !connection.is_unfit()
+    is_well(connection) && !connection.is_crowded()
+}
+
+/// Neither in doubt nor worn.
+fn is_well(connection: &H2Connection) -> bool {
+    !connection.is_doubted() && !connection.is_worn()
 }
 
 /// Those that may take another stream: all of them, unless a limit has fallen. Then those that are sound go first, and what is beyond it

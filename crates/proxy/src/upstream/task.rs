@@ -59,6 +59,7 @@ impl Task {
                 self.alive.is_asked_besides();
             }
             let done = Pin::new(&mut connection).poll(cx);
+            self.windows.make_room(&mut connection);
             self.pings.moved();
             if !self.pings.is_under_way() {
                 let before = std::mem::replace(&mut frames, self.received.came().frames);

@@ -48,15 +48,6 @@ fn a_connection_that_begins_has_little_window_and_nothing_unread() {
 }
 
 #[test]
-fn one_that_has_not_grown_is_fit_for_more_streams_whatever_is_unread() {
-    let received = open();
-    received.comes(data(WINDOW.into()));
-    assert!(!received.is_unfit());
-    received.grows(WINDOW);
-    assert!(received.is_unfit());
-}
-
-#[test]
 fn streams_of_tiny_frames_are_known_as_long_as_they_are_such() {
     let received = Rc::new(Received::new(16 << 20));
     let tell = |part: &mut Part, carries: usize| (0..BATCH).for_each(|_| part.gives(carries));

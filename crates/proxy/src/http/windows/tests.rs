@@ -24,7 +24,7 @@ impl Connection for Told {
     }
 }
 
-const BOUNDS: Bounds = Bounds { window: 1 << 20, streams: 4, is_stranger: false };
+const BOUNDS: Bounds = Bounds { window: 1 << 20, streams: 2, is_ours: true };
 
 struct Tried {
     received: Rc<Received>,
@@ -69,8 +69,8 @@ impl Tried {
     }
 }
 
-fn taken(budget: &Budget) -> (u64, u64) {
-    (budget.taken.load(Ordering::Relaxed), budget.strangers.load(Ordering::Relaxed))
+fn taken(budget: &Budget) -> u64 {
+    budget.taken.load(Ordering::Relaxed)
 }
 
 #[test]
@@ -79,12 +79,11 @@ fn windows_follow_a_transfer_and_what_they_have_grown_by_is_given_back_at_the_en
     let mut tried = Tried::new(&budget, BOUNDS);
     assert_eq!(tried.transfer(8), LARGEST);
     assert_eq!(tried.told.streams, [256, 512, 1024, 2048, 4096].map(|kibi| kibi << 10));
-    let grown = 4 * (LARGEST - SMALLEST);
+    let grown = 2 * (LARGEST - SMALLEST);
     assert_eq!(tried.told.window, BOUNDS.window + grown);
-    assert!(tried.told.window >= 4 * LARGEST, "four that do not read leave others room");
-    assert_eq!(taken(&budget), (grown.into(), 0));
+    assert_eq!(taken(&budget), u64::from(grown));
     drop(tried);
-    assert_eq!(taken(&budget), (0, 0));
+    assert_eq!(taken(&budget), 0);
 }
 
 #[test]
@@ -102,26 +101,61 @@ fn a_ping_is_sent_only_where_data_has_come_since_the_last_answer() {
 }
 
 #[test]
-fn where_the_budget_is_used_up_windows_stay_and_strangers_have_half_of_it() {
+fn where_the_budget_is_used_up_windows_stay() {
     let budget = Arc::<Budget>::default();
-    // What four connections take to grow to 256 KiB.
+    // What three connections take to grow to 256 KiB.
     let grown = u64::from(BOUNDS.streams * SMALLEST);
-    budget.bound(4 * grown * PART);
-    let of = |is_stranger| Tried::new(&budget, Bounds { is_stranger, ..BOUNDS });
-    let (mut first, mut second) = (of(true), of(true));
-    assert_eq!(first.transfer(8), 2 * SMALLEST);
-    assert_eq!(second.transfer(8), 2 * SMALLEST);
-    assert_eq!(of(true).transfer(8), SMALLEST, "half is taken");
-    let mut known = of(false);
-    assert_eq!(known.transfer(8), 2 * SMALLEST);
-    assert_eq!(taken(&budget), (3 * grown, 2 * grown), "what was refused is not kept");
-    drop(second);
-    assert_eq!(known.transfer(8), 4 * SMALLEST);
-    assert_eq!(taken(&budget), (4 * grown, grown));
-    assert_eq!(of(true).transfer(8), SMALLEST, "all is taken");
-    assert_eq!(taken(&budget), (4 * grown, grown));
-    drop((first, known));
-    assert_eq!(taken(&budget), (0, 0));
+    budget.bound(3 * grown * PART);
+    let of = || Tried::new(&budget, BOUNDS);
+    let (mut first, mut second, mut third) = (of(), of(), of());
+    assert_eq!(first.transfer(1), 2 * SMALLEST);
+    assert_eq!(second.transfer(1), 2 * SMALLEST);
+    assert_eq!(third.transfer(8), 2 * SMALLEST);
+    assert_eq!(of().transfer(8), SMALLEST, "all is taken");
+    assert_eq!(taken(&budget), 3 * grown, "what was refused is not kept");
+    drop((first, second));
+    assert_eq!(third.transfer(8), 4 * SMALLEST);
+    assert_eq!(taken(&budget), 3 * grown);
+    drop(third);
+    assert_eq!(taken(&budget), 0);
+}
+
+#[test]
+fn whoever_is_no_proxy_of_ours_is_told_nothing() {
+    let mut tried = Tried::new(&Arc::default(), Bounds { is_ours: false, ..BOUNDS });
+    for answered in [false, true] {
+        tried.moves(LARGEST);
+        assert!(!tried.windows.turn(answered, true, &mut tried.told));
+    }
+    tried.windows.make_room(&mut tried.told);
+    assert_eq!((tried.told.streams, tried.told.window), (vec![], BOUNDS.window));
+}
+
+/// Where there is nothing for it new streams go elsewhere, until some of it has been read.
+#[test]
+fn what_lies_unread_makes_room_for_those_beside_it() {
+    let budget = Arc::<Budget>::default();
+    let mut tried = Tried::new(&budget, BOUNDS);
+    tried.windows.make_room(&mut tried.told);
+    assert_eq!(tried.transfer(1), 2 * SMALLEST);
+    let window = tried.told.window;
+    tried.received.comes(Came { frames: 1, data: u32::MAX.into() });
+    for widened in [window + window / 2, window + window / 2 + (window + window / 2) / 2] {
+        tried.windows.make_room(&mut tried.told);
+        assert_eq!(tried.told.window, widened);
+        assert_eq!(taken(&budget), u64::from(widened - BOUNDS.window));
+        assert!(!tried.received.is_crowded());
+    }
+    budget.bound(0);
+    let widest = tried.told.window;
+    tried.windows.make_room(&mut tried.told);
+    assert!(tried.received.is_crowded());
+    tried.received.opens(u32::MAX);
+    tried.windows.make_room(&mut tried.told);
+    assert!(!tried.received.is_crowded());
+    assert_eq!(tried.told.window, widest);
+    drop(tried);
+    assert_eq!(taken(&budget), 0);
 }
 
 #[test]
@@ -140,7 +174,7 @@ fn what_a_peer_does_not_agree_to_costs_nothing() {
     let mut tried = Tried::new(&budget, BOUNDS);
     tried.told.agrees = false;
     assert_eq!(tried.transfer(4), SMALLEST);
-    assert_eq!((taken(&budget), tried.told.window), ((0, 0), BOUNDS.window));
+    assert_eq!((taken(&budget), tried.told.window), (0, BOUNDS.window));
     tried.told.agrees = true;
     assert_eq!(tried.transfer(1), 2 * SMALLEST);
 }
