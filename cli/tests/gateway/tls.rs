@@ -158,7 +158,7 @@ fn a_replaced_certificate_is_served_at_once_and_an_absent_one_is_told() {
     assert_eq!(curl.get(&Call::new(&gateway, "a.example", &new).arguments()).status, 200);
     curl.refused(&Call::new(&gateway, "a.example", &old).arguments());
     // Without any certificate the listener says so.
-    gateway.write("secret.yaml", "");
+    gateway.remove("secret.yaml");
     let edge = until("the listener says that its certificate is absent", || {
         let edge = gateway.object("gateway", "default", "edge");
         let conditions = edge["status"]["listeners"][0]["conditions"].as_array()?.clone();

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::downstream;
+use crate::listen;
 use crate::mesh::Place;
 use crate::poll_time::timed_by_poll;
 use crate::worker::Worker;
@@ -113,23 +114,27 @@ impl Door {
         }
     }
 
-    /// The system is asked itself: the runtime may not have heard yet of who came last.
+    /// The system is asked itself: the runtime may not have heard yet of who came last. No more than can wait at once, for nothing else of
+    /// this worker runs meanwhile, and callers may come faster than they are turned away.
     fn take_who_waits(&self, listener: &std::net::TcpListener) -> io::Result<()> {
-        loop {
+        let mut failed = Ok(());
+        for _ in 0..listen::BACKLOG {
             match listener.accept() {
                 Ok((tcp, peer)) => {
                     tcp.set_nonblocking(true)?;
                     self.admit(TcpStream::from_std(tcp)?, peer);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error)
                     if matches!(
                         error.kind(),
                         io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
                     ) => {}
-                Err(error) => return Err(error),
+                // Of one caller perhaps: others wait behind it.
+                Err(error) => failed = Err(error),
             }
         }
+        failed
     }
 
     fn admit(&self, tcp: TcpStream, peer: SocketAddr) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 /// How many connections the kernel completes before a worker takes them.
-const BACKLOG: i32 = 4096;
+pub(crate) const BACKLOG: i32 = 4096;
 
 /// A connection on which nothing has moved for so long is asked by the kernel whether its peer is there, as often as this,
 /// and is over when that was not answered so many times.

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -499,17 +500,26 @@ async fn drained(conn: &Conn, server: &mut H1Server) -> bool {
 /// Closes without losing the last response: the caller may still be sending, and a close with unread bytes would reset
 /// the connection under the response.
 async fn linger(conn: &Conn, server: &mut H1Server) {
-    use tokio::io::AsyncWriteExt;
-    if server.wire.io.shutdown().await.is_err() || !server.has_unread_input() {
+    use tokio::io::AsyncWrite as _;
+
+    let is_over = || conn.entry.order().is_some_and(|order| order != Order::Drain);
+    // Over TLS it is said, to a caller who may not read it.
+    let said = poll_fn(|cx| {
+        conn.entry.watch(cx);
+        match Pin::new(&mut server.wire.io).poll_shutdown(cx) {
+            Poll::Ready(said) => Poll::Ready(said.is_ok()),
+            Poll::Pending if is_over() => Poll::Ready(false),
+            Poll::Pending => Poll::Pending,
+        }
+    });
+    if !said.await || !server.has_unread_input() {
         return;
     }
     conn.entry.enter(Phase::Head, conn.worker.now());
     conn.entry.holds(0);
     let mut left = LINGER_BYTES;
     poll_fn(|cx| {
-        if server.poll_linger(cx, &mut left).is_ready()
-            || conn.entry.order().is_some_and(|o| o != Order::Drain)
-        {
+        if server.poll_linger(cx, &mut left).is_ready() || is_over() {
             return Poll::Ready(());
         }
         conn.entry.watch(cx);

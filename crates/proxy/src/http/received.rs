@@ -4,15 +4,13 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::estimate::LARGEST;
 use super::frames::{Head, Kind};
+use super::windows::WIDEST;
 
 /// The window that a connection begins with (RFC 9113 section 6.9.2).
 const FIRST: u64 = 65_535;
-/// `h2` counts a frame as so many bytes, if it carries less, and ends a connection for too much of what nobody has read; of that, this
-/// part is for one stream.
+/// `h2` counts a frame as so many bytes, if it carries less, and ends a connection for too much of what nobody has read.
 const FRAME: u64 = 256;
-const SHARE: u64 = 4;
 /// Frames after which it is judged how much those of a stream carry.
 const BATCH: u32 = 64;
 
@@ -60,8 +58,9 @@ pub(crate) struct Received {
 impl Received {
     /// `small_frames`: what small frames of the connection that nobody has read may cost, as `h2` counts.
     pub(crate) fn new(small_frames: usize) -> Self {
-        // One window of the largest, full of such frames, costs a stream's share.
-        let least = FRAME * u64::from(LARGEST) / (small_frames as u64 / SHARE + u64::from(LARGEST));
+        // The widest window full of larger ones costs no more.
+        let widest = u64::from(WIDEST);
+        let least = (FRAME * widest).div_ceil(small_frames as u64 + widest);
         Self { least, ..Self::default() }
     }
 
@@ -79,6 +78,11 @@ impl Received {
     /// The peer is told that it may send so much more on the connection.
     pub(crate) fn opens(&self, bytes: u32) {
         self.opened.set(self.opened.get() + u64::from(bytes));
+    }
+
+    /// All that the peer was told of.
+    pub(super) fn opened(&self) -> u64 {
+        self.opened.get()
     }
 
     pub(super) fn set_crowded(&self, is_crowded: bool) {

@@ -23,8 +23,8 @@ use super::received::Received;
 /// What all connections of a process may have grown by; where its memory has a limit it is this part of that.
 const ALL: u64 = 256 * 1024 * 1024;
 const PART: u64 = 8;
-/// No connection's window is larger.
-const WIDEST: u32 = 1 << 29;
+/// No connection's window is larger: it can be full of frames that are small.
+pub(super) const WIDEST: u32 = 48 * 1024 * 1024;
 
 /// What the connections of a process may have grown by.
 #[derive(Debug)]
@@ -118,6 +118,8 @@ pub(crate) struct Windows {
     bounds: Bounds,
     /// What the connection's own window has grown by.
     grown: u32,
+    /// The peer has heard of the last time that it was widened when so much has been opened.
+    told_at: u64,
     /// What DATA had come when a PING was last answered. More has been written by a peer that had seen the PING, and so forgets it:
     /// servers of gRPC count those between which they have said nothing.
     data: u64,
@@ -127,7 +129,7 @@ pub(crate) struct Windows {
 impl Windows {
     pub(crate) fn new(received: Rc<Received>, budget: Arc<Budget>, bounds: Bounds) -> Self {
         let (estimate, since) = (Estimate::new(), Instant::now());
-        Self { received, budget, estimate, bounds, grown: 0, data: 0, since }
+        Self { received, budget, estimate, bounds, grown: 0, told_at: 0, data: 0, since }
     }
 
     /// The connection's task has a turn, and polls the connection behind it. `answered`: a PING of whoever has been. True: one is to be sent.
@@ -165,10 +167,7 @@ impl Windows {
 
     fn grow(&mut self, wanted: u32, connection: &mut impl Connection) {
         let more = (self.bounds.streams * (wanted - SMALLEST)).saturating_sub(self.grown);
-        if self.received.is_half_unread(self.window())
-            || self.received.has_tiny()
-            || self.window() > WIDEST - more
-            || !self.budget.take(more)
+        if self.received.is_half_unread(self.window()) || self.received.has_tiny() || !self.budget.take(more)
         {
             return;
         }
@@ -186,16 +185,19 @@ impl Windows {
         if self.grown == 0 {
             return;
         }
-        let is_crowded = self.received.is_half_unread(self.window()) && !self.widen(connection);
+        // While our socket takes nothing the peer cannot hear of room that it has already.
+        let is_told = self.received.opened() >= self.told_at;
+        let is_crowded = is_told && self.received.is_half_unread(self.window()) && !self.widen(connection);
         self.received.set_crowded(is_crowded);
     }
 
     #[cold]
     fn widen(&mut self, connection: &mut impl Connection) -> bool {
-        let more = self.window() / 2;
-        let takes = self.window() <= WIDEST - more && self.budget.take(more);
+        let more = (self.window() / 2).min(WIDEST.saturating_sub(self.window()));
+        let takes = more > 0 && !self.received.has_tiny() && self.budget.take(more);
         if takes {
             self.grown += more;
+            self.told_at = self.received.opened() + u64::from(more);
             connection.set_window(self.window());
         }
         takes

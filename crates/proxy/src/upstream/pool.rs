@@ -368,7 +368,12 @@ impl EndpointPool {
                 made();
                 match &*self.failed.borrow() {
                     Some((dial, failure)) if *dial == awaited => return Err(failure.clone()),
-                    _ => continue,
+                    _ => {}
+                }
+                // Who dialed may have gone on with one that is crowded, and each of us would dial after the other.
+                match self.with_room(wall).or_else(|| self.crowded_with_room()) {
+                    Some(connection) => return Ok(connection),
+                    None => continue,
                 }
             }
             if let Some(new) = self.new_one() {

@@ -145,6 +145,11 @@ fn what_lies_unread_makes_room_for_those_beside_it() {
         assert_eq!(tried.told.window, widened);
         assert_eq!(taken(&budget), u64::from(widened - BOUNDS.window));
         assert!(!tried.received.is_crowded());
+        // The socket takes nothing: what the peer has not heard of is not widened once more.
+        tried.windows.make_room(&mut tried.told);
+        assert_eq!((tried.told.window, tried.received.is_crowded()), (widened, false));
+        tried.received.opens(widened / 3);
+        tried.received.comes(Came { frames: 1, data: (widened / 3).into() });
     }
     budget.bound(0);
     let widest = tried.told.window;
