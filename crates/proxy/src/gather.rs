@@ -160,6 +160,15 @@ impl AsyncRead for Gathered {
     }
 }
 
+/// What of these so many bytes are that were written.
+pub(crate) fn written<'b>(bufs: &'b [IoSlice<'b>], count: usize) -> impl Iterator<Item = &'b [u8]> {
+    bufs.iter().scan(count, |left, slice| {
+        let part = (*left).min(slice.len());
+        *left -= part;
+        Some(&slice[..part])
+    })
+}
+
 impl AsyncWrite for Gathered {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::watch::{Fault, Watch};
-use crate::gather::Gathered;
+use crate::gather::{Gathered, written};
 use crate::http::frames::{GoodbyeCode, Head, Heads, Increment, Kind, PREFACE_LEN, Piece};
 use crate::http::received::{Came, Received};
 use crate::worker::Worker;
@@ -140,12 +140,7 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let count = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
-        let mut left = count;
-        for slice in bufs {
-            let part = left.min(slice.len());
-            this.wrote(&slice[..part]);
-            left -= part;
-        }
+        written(bufs, count).for_each(|part| this.wrote(part));
         Poll::Ready(Ok(count))
     }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::gather::Gathered;
+use crate::gather::{Gathered, written};
 use crate::http::frames::{Heads, Increment, PREFACE_LEN, Piece};
 use crate::http::received::{Came, Received};
 
@@ -73,12 +73,7 @@ impl AsyncWrite for Counted {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let count = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
-        let mut left = count;
-        for slice in bufs {
-            let part = left.min(slice.len());
-            this.goes(&slice[..part]);
-            left -= part;
-        }
+        written(bufs, count).for_each(|part| this.goes(part));
         Poll::Ready(Ok(count))
     }
 
