@@ -17,6 +17,7 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
         if let Some(shared) = weak.upgrade() {
             let now = shared.clock.now();
             of_memory(&shared, samples);
+            of_windows(&shared, samples);
             if let Some(identity) = &shared.mesh.identity {
                 let remaining = identity.remaining().as_secs();
                 samples.tell(&inventory::SVID_REMAINING, &[identity.id().as_str()], remaining);
@@ -43,6 +44,13 @@ fn of_memory(shared: &Shared, samples: &mut Samples) {
         samples.tell(&inventory::OVERLOAD_MEMORY_USED, &[], used);
     }
     samples.tell(&inventory::OVERLOAD_MEMORY_PRESSURE, &[shared.memory.get().as_str()], 1);
+}
+
+fn of_windows(shared: &Shared, samples: &mut Samples) {
+    let windows = shared.memory.windows();
+    samples.tell(&inventory::HTTP2_WINDOWS, &[], windows.taken());
+    samples.tell(&inventory::HTTP2_WINDOWS_LIMIT, &[], windows.most());
+    samples.tell(&inventory::HTTP2_WINDOWS_REFUSED, &[], windows.refused());
 }
 
 fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {

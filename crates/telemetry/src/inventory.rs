@@ -111,6 +111,12 @@ metrics! {
         "Connections from clients that were refused before their first request, by reason.";
     HTTP2_FAULTS = "meshwork_http2_faults_total", Counter, "", &["listener", "cause"],
         "What clients of HTTP/2 connections did: floods, frames out of place or shape. It ends the connection, but for rapid_reset of a proxy of the mesh or of the application beside a sidecar.";
+    HTTP2_WINDOWS = "meshwork_http2_windows_grown_bytes", Gauge, "bytes", &[],
+        "What the windows of all HTTP/2 connections have grown by: as much more may be on the way here unread.";
+    HTTP2_WINDOWS_LIMIT = "meshwork_http2_windows_limit_bytes", Gauge, "bytes", &[],
+        "The most that they may grow by.";
+    HTTP2_WINDOWS_REFUSED = "meshwork_http2_windows_refusals_total", Counter, "", &[],
+        "How often one should have grown and could not, since others had it or memory was short.";
     ENDPOINT_EJECTIONS = "meshwork_endpoint_ejections_total", Counter, "", &["service", "cause"],
         "Endpoints that outlier detection left alone for a while, by what they did.";
     ENDPOINT_RETURNS = "meshwork_endpoint_returns_total", Counter, "", &["service"],

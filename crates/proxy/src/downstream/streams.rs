@@ -43,7 +43,8 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Between proxies a connection carries requests of many callers: those that the application does not read must not take
 /// the window of those beside them.
 const MESH_WINDOW: u32 = SMALLEST * MAX_STREAMS;
-/// By so many streams' larger windows that grows when theirs do.
+/// By so many streams' larger windows that of one caller's connection grows when theirs do, and that of a proxy's.
+const LARGER: u32 = 1;
 const MESH_LARGER: u32 = 2;
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 128;
@@ -62,7 +63,7 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(1);
 /// before so many are there, so it is for what slips through: 2 MiB of our memory and no more.
 const SMALL_FRAMES: usize = 2 * 1024 * 1024;
 /// The same between proxies, whose tunnels' bytes are not joined, and may have large windows. One application that does not read must
-/// not end the connection of all its callers: some 25 MiB at worst.
+/// not end the connection of all its callers: some 60 MiB at worst.
 const HBONE_SMALL_FRAMES: usize = 64 * 1024 * 1024;
 /// Requests taken back before we had a look at them: as many as there may be at all, so that one gust of cancellations
 /// is no attack. Beyond it `h2` says GOAWAY.
@@ -125,8 +126,10 @@ fn is_stranger(link: &Link) -> bool {
 /// What may be on the way on all streams of a connection together.
 fn bounds(link: &Link) -> Bounds {
     let is_mesh = matches!(link.place, Place::Inbound(_) | Place::Hbone(_));
-    let window = if is_mesh { MESH_WINDOW } else { CONNECTION_WINDOW };
-    Bounds { window, streams: MESH_LARGER, is_ours: is_mesh && link.caller.is_some() }
+    let (window, streams) = if is_mesh { (MESH_WINDOW, MESH_LARGER) } else { (CONNECTION_WINDOW, LARGER) };
+    // There is no distance to the application beside us.
+    let grows = !matches!(link.place, Place::Outbound(_));
+    Bounds { window, streams, grows, is_stranger: is_stranger(link) }
 }
 
 fn builder(limits: &Limits, link: &Link) -> Builder {
@@ -275,6 +278,9 @@ impl Serving<'_> {
         self.is_asked &= !answered;
         if self.windows.turn(answered, !self.is_asked, &mut self.connection) {
             self.ask(cx);
+        }
+        if self.common.received.is_spent() {
+            self.go_away();
         }
     }
 

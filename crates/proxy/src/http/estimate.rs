@@ -48,7 +48,6 @@ impl Estimate {
         Self { window: SMALLEST, asked: None, not_before: Tick::ZERO, pause: PAUSE, rate: 0, seen: 0 }
     }
 
-    #[cfg(test)]
     pub(super) const fn window(&self) -> u32 {
         self.window
     }

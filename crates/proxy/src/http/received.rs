@@ -45,14 +45,20 @@ pub(crate) struct Received {
     opened: Cell<u64>,
     /// Half of its window lies here unread, and it cannot grow.
     crowded: Cell<bool>,
+    /// The peer has not said yet that it goes by what it was last told.
+    disagrees: Cell<bool>,
+    /// What its window has grown by is wanted elsewhere.
+    spent: Cell<bool>,
     /// Counted anew with each.
     round: Cell<u32>,
     /// What the stream has given on that has given on most.
     most: Cell<u32>,
     /// A stream whose frames carry less than this in the middle is one of tiny ones.
     least: u64,
-    /// So many streams are.
-    tiny: Cell<u32>,
+    /// What small frames that nobody has read may cost together.
+    small_frames: u64,
+    /// What a byte of those streams costs, all together.
+    tiny: Cell<u64>,
 }
 
 impl Received {
@@ -60,8 +66,9 @@ impl Received {
     pub(crate) fn new(small_frames: usize) -> Self {
         // The widest window full of larger ones costs no more.
         let widest = u64::from(WIDEST);
-        let least = (FRAME * widest).div_ceil(small_frames as u64 + widest);
-        Self { least, ..Self::default() }
+        let small_frames = small_frames as u64;
+        let least = (FRAME * widest).div_ceil(small_frames + widest);
+        Self { least, small_frames, ..Self::default() }
     }
 
     /// More has come.
@@ -85,7 +92,16 @@ impl Received {
         self.opened.get()
     }
 
-    pub(super) fn set_crowded(&self, is_crowded: bool) {
+    pub(super) fn set_agreed(&self, agrees: bool) {
+        self.disagrees.set(!agrees);
+    }
+
+    /// Whether the peer goes by what it was last told.
+    pub(super) fn is_agreed(&self) -> bool {
+        !self.disagrees.get()
+    }
+
+    pub(crate) fn set_crowded(&self, is_crowded: bool) {
         self.crowded.set(is_crowded);
     }
 
@@ -100,9 +116,9 @@ impl Received {
         self.most.set(0);
     }
 
-    /// Whether some of its streams carry frames so small that a large window full of them costs far more than its bytes.
-    pub(super) fn has_tiny(&self) -> bool {
-        self.tiny.get() > 0
+    /// Whether some of its streams carry frames so small that windows of this size full of them would cost half of what they may.
+    pub(super) fn has_tiny(&self, window: u32) -> bool {
+        self.tiny.get().saturating_mul(window.into()) > self.small_frames / 2
     }
 
     /// Whether more than half of the connection's window lies here unread; at two thirds it is told for certain, since `h2` keeps
@@ -110,6 +126,16 @@ impl Received {
     pub(super) fn is_half_unread(&self, window: u32) -> bool {
         let (data, third) = (self.came.get().data, u64::from(window) / 3);
         data >= third && (FIRST + self.opened.get()).saturating_sub(data) < third
+    }
+
+    /// It takes no more streams: what it has grown by is wanted elsewhere.
+    pub(super) fn spend(&self) {
+        self.spent.set(true);
+    }
+
+    /// Whether new streams should go to another connection, and this one end when those that it has have ended.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.spent.get()
     }
 
     /// Whether it is better that new streams go to another connection: what few do not read takes all of this one's window.
@@ -128,13 +154,14 @@ pub(crate) struct Part {
     /// Frames that were not judged yet, and what they carried.
     frames: u32,
     carried: u32,
-    is_tiny: bool,
+    /// What one of its bytes costs, if its frames are tiny.
+    tiny: u64,
 }
 
 impl Part {
     pub(crate) fn new(received: &Rc<Received>) -> Self {
         let received = Rc::clone(received);
-        Self { received, round: 0, bytes: 0, frames: 0, carried: 0, is_tiny: false }
+        Self { received, round: 0, bytes: 0, frames: 0, carried: 0, tiny: 0 }
     }
 
     /// A frame that carries so much was taken by whoever has room for it.
@@ -154,20 +181,21 @@ impl Part {
     }
 
     fn judge(&mut self) {
-        let is_tiny = u64::from(self.carried) < self.received.least * u64::from(BATCH);
-        (self.frames, self.carried) = (0, 0);
-        if std::mem::replace(&mut self.is_tiny, is_tiny) != is_tiny {
-            let tiny = self.received.tiny.get();
-            self.received.tiny.set(if is_tiny { tiny + 1 } else { tiny - 1 });
-        }
+        let carried = u64::from(std::mem::take(&mut self.carried)).max(1);
+        self.frames = 0;
+        let is_tiny = carried < self.received.least * u64::from(BATCH);
+        self.costs(if is_tiny { (FRAME * u64::from(BATCH)).div_ceil(carried) } else { 0 });
+    }
+
+    fn costs(&mut self, tiny: u64) {
+        let before = std::mem::replace(&mut self.tiny, tiny);
+        self.received.tiny.set(self.received.tiny.get() - before + tiny);
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if self.is_tiny {
-            self.received.tiny.set(self.received.tiny.get() - 1);
-        }
+        self.costs(0);
     }
 }
 

@@ -62,11 +62,12 @@ const PROVOKED_RESETS: usize = 64 * 1024;
 const GIVEN_UP: u32 = 4 * 1024;
 /// What small frames that nobody has read yet may cost, as `h2` counts: 256 less their length, each. Beyond it the
 /// connection ends with all requests on it, so callers who do not read must not get there: this is many streams' windows
-/// full of small messages, and at worst some 50 MiB of our memory.
+/// full of small messages, and at worst some 130 MiB of our memory.
 const SMALL_FRAMES: usize = 128 * 1024 * 1024;
 
-/// By so many streams' larger windows that of the connection, which has the most already, grows when theirs do.
-const LARGER: u32 = 2;
+/// What [`Windows`] go by. That of the connection, which has the most already, grows by so many streams' larger windows; and it was we
+/// who made it.
+const BOUNDS: Bounds = Bounds { window: CONNECTION_WINDOW, streams: 2, grows: true, is_stranger: false };
 
 /// How long the peer of a new connection has to say how many streams it takes, by how long it takes there and back.
 pub(super) fn patience(round_trip: Duration) -> Duration {
@@ -146,9 +147,9 @@ impl H2Connection {
         })?;
         let (ended, left) = (Rc::<Cell<bool>>::default(), Rc::<Cell<bool>>::default());
         let (pings, alive) = (Rc::<Pings>::default(), Rc::new(Alive::new(now, svid.is_some())));
-        let bounds = Bounds { window: CONNECTION_WINDOW, streams: LARGER, is_ours: svid.is_some() };
+
         let task = Task {
-            windows: Box::new(Windows::new(Rc::clone(&received), Arc::clone(budget), bounds)),
+            windows: Box::new(Windows::new(Rc::clone(&received), Arc::clone(budget), BOUNDS)),
             received: Rc::clone(&received),
             flusher: flusher.clone(),
             pings: Rc::clone(&pings),
@@ -243,9 +244,15 @@ impl H2Connection {
         self.received.is_crowded()
     }
 
-    /// The same as of one in doubt, since so much was given up on it. A limit may allow no other beside what runs on it.
+    #[cfg(test)]
+    pub(crate) fn crowds(&self) {
+        self.received.set_crowded(true);
+    }
+
+    /// The same as of one in doubt, since so much was given up on it, or what its windows have grown by is wanted elsewhere. A limit may
+    /// allow no other beside what runs on it.
     pub(crate) fn is_worn(&self) -> bool {
-        self.given_up.get() >= GIVEN_UP
+        self.given_up.get() >= GIVEN_UP || self.received.is_spent()
     }
 
     /// How many connections there are beyond a limit that has fallen.

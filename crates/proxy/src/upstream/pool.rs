@@ -51,6 +51,8 @@ pub(crate) struct EndpointPool {
     /// How the last dial that others waited for failed, and how many dials there have been.
     failed: RefCell<Option<(u64, Failure)>>,
     dials: Cell<u64>,
+    /// The one that came to nothing, so that whoever waited for it goes on with a connection that is crowded.
+    crowds: Cell<Option<u64>>,
     /// HTTP/1 connections that are being made.
     making: Cell<u32>,
     /// Who waits for an HTTP/1 connection.
@@ -370,11 +372,13 @@ impl EndpointPool {
                     Some((dial, failure)) if *dial == awaited => return Err(failure.clone()),
                     _ => {}
                 }
-                // Who dialed may have gone on with one that is crowded, and each of us would dial after the other.
-                match self.with_room(wall).or_else(|| self.crowded_with_room()) {
-                    Some(connection) => return Ok(connection),
-                    None => continue,
+                // Who dialed has gone on with one that is crowded, and each of us would dial after the other.
+                if self.crowds.get() == Some(awaited)
+                    && let Some(connection) = self.with_room(wall).or_else(|| self.crowded_with_room())
+                {
+                    return Ok(connection);
                 }
+                continue;
             }
             if let Some(new) = self.new_one() {
                 let made = behind.follows();
@@ -393,15 +397,14 @@ impl EndpointPool {
                 }
                 Err(failure) => {
                     // Where there can be no other, one in doubt, or worn, is better than none, and one that is crowded than any failure.
-                    let other = match failure.cause {
-                        Cause::MaxConnections => self.reluctant_with_room(),
-                        _ => self.crowded_with_room(),
-                    };
+                    let is_limit = failure.cause == Cause::MaxConnections;
+                    let other = if is_limit { self.reluctant_with_room() } else { self.crowded_with_room() };
                     if let Some(other) = other {
+                        self.crowds.set((!is_limit).then(|| self.dials.get()));
                         return Ok(other);
                     }
                     // What stands in its way stands in theirs, and it may be before them.
-                    dialing.calls = failure.cause != Cause::MaxConnections;
+                    dialing.calls = !is_limit;
                     *self.failed.borrow_mut() = Some((self.dials.get(), failure.clone()));
                     return Err(failure);
                 }

@@ -51,20 +51,38 @@ fn a_connection_that_begins_has_little_window_and_nothing_unread() {
 fn streams_of_tiny_frames_are_known_as_long_as_they_are_such() {
     let received = Rc::new(Received::new(16 << 20));
     let tell = |part: &mut Part, carries: usize| (0..BATCH).for_each(|_| part.gives(carries));
+    let has_tiny = || received.has_tiny(u32::MAX);
     let (mut small, mut large) = (Part::new(&received), Part::new(&received));
     tell(&mut large, 200);
-    assert!(!received.has_tiny());
+    assert!(!has_tiny());
     tell(&mut small, 100);
-    assert!(received.has_tiny());
+    assert!(has_tiny());
     tell(&mut small, 100);
     tell(&mut small, 500);
-    assert!(!received.has_tiny());
+    assert!(!has_tiny());
     tell(&mut small, 100);
     tell(&mut large, 100);
     drop(small);
-    assert!(received.has_tiny());
+    assert!(has_tiny());
     drop(large);
-    assert!(!received.has_tiny());
+    assert!(!has_tiny());
+}
+
+/// A heartbeat keeps no window small that could be full of such.
+#[test]
+fn tiny_frames_matter_where_windows_full_of_them_cost_half_of_what_they_may() {
+    let received = Rc::new(Received::new(16 << 20));
+    let mut parts = [Part::new(&received), Part::new(&received)];
+    let mut tell = |at: usize, carries: usize| (0..BATCH).for_each(|_| parts[at].gives(carries));
+    tell(0, 32);
+    // Each byte of it costs eight.
+    assert!(!received.has_tiny(1 << 20));
+    assert!(received.has_tiny((1 << 20) + 1));
+    tell(1, 32);
+    assert!(!received.has_tiny(1 << 19));
+    assert!(received.has_tiny((1 << 19) + 1));
+    tell(1, 0);
+    assert!(received.has_tiny(1 << 10));
 }
 
 /// A connection whose streams' frames are not tiny is not ended for what nobody reads, however wide its window is.

@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use super::*;
-use crate::http::estimate::LARGEST;
 use crate::http::received::{Came, Part};
 
 /// A connection that agrees to what it is told, or does not.
@@ -24,7 +23,7 @@ impl Connection for Told {
     }
 }
 
-const BOUNDS: Bounds = Bounds { window: 1 << 20, streams: 2, is_ours: true };
+const BOUNDS: Bounds = Bounds { window: 1 << 20, streams: 2, grows: true, is_stranger: false };
 
 struct Tried {
     received: Rc<Received>,
@@ -69,21 +68,17 @@ impl Tried {
     }
 }
 
-fn taken(budget: &Budget) -> u64 {
-    budget.taken.load(Ordering::Relaxed)
-}
-
 #[test]
 fn windows_follow_a_transfer_and_what_they_have_grown_by_is_given_back_at_the_end() {
-    let budget = Arc::default();
+    let budget = Arc::<Budget>::default();
     let mut tried = Tried::new(&budget, BOUNDS);
     assert_eq!(tried.transfer(8), LARGEST);
     assert_eq!(tried.told.streams, [256, 512, 1024, 2048, 4096].map(|kibi| kibi << 10));
     let grown = 2 * (LARGEST - SMALLEST);
     assert_eq!(tried.told.window, BOUNDS.window + grown);
-    assert_eq!(taken(&budget), u64::from(grown));
+    assert_eq!(budget.taken(), u64::from(grown));
     drop(tried);
-    assert_eq!(taken(&budget), 0);
+    assert_eq!(budget.taken(), 0);
 }
 
 #[test]
@@ -103,32 +98,84 @@ fn a_ping_is_sent_only_where_data_has_come_since_the_last_answer() {
 #[test]
 fn where_the_budget_is_used_up_windows_stay() {
     let budget = Arc::<Budget>::default();
-    // What three connections take to grow to 256 KiB.
+    // What three connections take to grow to 256 KiB, and as much as a third of that for what lies unread.
     let grown = u64::from(BOUNDS.streams * SMALLEST);
-    budget.bound(3 * grown * PART);
+    budget.bound(4 * grown * PART);
     let of = || Tried::new(&budget, BOUNDS);
     let (mut first, mut second, mut third) = (of(), of(), of());
     assert_eq!(first.transfer(1), 2 * SMALLEST);
     assert_eq!(second.transfer(1), 2 * SMALLEST);
     assert_eq!(third.transfer(8), 2 * SMALLEST);
     assert_eq!(of().transfer(8), SMALLEST, "all is taken");
-    assert_eq!(taken(&budget), 3 * grown, "what was refused is not kept");
+    assert_eq!(budget.taken(), 3 * grown, "what was refused is not kept");
+    assert!(budget.refused() > 0);
     drop((first, second));
     assert_eq!(third.transfer(8), 4 * SMALLEST);
-    assert_eq!(taken(&budget), 3 * grown);
+    assert_eq!(budget.taken(), 3 * grown);
     drop(third);
-    assert_eq!(taken(&budget), 0);
+    assert_eq!(budget.taken(), 0);
 }
 
 #[test]
-fn whoever_is_no_proxy_of_ours_is_told_nothing() {
-    let mut tried = Tried::new(&Arc::default(), Bounds { is_ours: false, ..BOUNDS });
+fn strangers_have_half_of_the_budget() {
+    let budget = Arc::<Budget>::default();
+    let grown = u64::from(BOUNDS.streams * SMALLEST);
+    budget.bound(4 * grown * PART);
+    let of = |is_stranger| Tried::new(&budget, Bounds { is_stranger, ..BOUNDS });
+    let strangers = || budget.strangers.load(Ordering::Relaxed);
+    let (mut first, mut second) = (of(true), of(true));
+    assert_eq!(first.transfer(1), 2 * SMALLEST);
+    assert_eq!(second.transfer(8), 2 * SMALLEST);
+    assert_eq!(of(true).transfer(8), SMALLEST, "half is taken");
+    let mut known = of(false);
+    assert_eq!(known.transfer(8), 2 * SMALLEST);
+    assert_eq!((budget.taken(), strangers()), (3 * grown, 2 * grown));
+    drop(second);
+    assert_eq!((budget.taken(), strangers()), (2 * grown, grown), "what was refused is not kept");
+    let mut other = of(false);
+    assert_eq!(other.transfer(1), 2 * SMALLEST);
+    assert_eq!(of(true).transfer(8), SMALLEST, "what is for streams is taken");
+    assert_eq!((budget.taken(), strangers()), (3 * grown, grown));
+    drop(other);
+    drop((first, known));
+    assert_eq!((budget.taken(), strangers()), (0, 0));
+}
+
+#[test]
+fn who_does_not_grow_is_told_nothing_and_asked_nothing() {
+    let mut tried = Tried::new(&Arc::default(), Bounds { grows: false, ..BOUNDS });
     for answered in [false, true] {
         tried.moves(LARGEST);
         assert!(!tried.windows.turn(answered, true, &mut tried.told));
     }
     tried.windows.make_room(&mut tried.told);
     assert_eq!((tried.told.streams, tried.told.window), (vec![], BOUNDS.window));
+}
+
+/// Its life may be days, and what it has grown by would be nobody else's.
+#[test]
+fn a_connection_that_was_widened_and_read_since_takes_no_more_streams_where_others_want_to_grow() {
+    let budget = Arc::<Budget>::default();
+    let mut tried = Tried::new(&budget, BOUNDS);
+    assert_eq!(tried.transfer(1), 2 * SMALLEST);
+    tried.received.comes(Came { frames: 1, data: u32::MAX.into() });
+    tried.windows.make_room(&mut tried.told);
+    budget.bound(budget.taken() * PART);
+    tried.windows.make_room(&mut tried.told);
+    assert!(!tried.received.is_spent(), "it is what lies unread that takes it");
+    budget.bound(ALL * PART);
+    tried.received.opens(u32::MAX);
+    tried.windows.make_room(&mut tried.told);
+    assert!(!tried.received.is_spent(), "there is enough");
+    budget.bound(budget.taken() * PART);
+    tried.windows.make_room(&mut tried.told);
+    assert!(tried.received.is_spent());
+
+    let mut grown = Tried::new(&Arc::default(), BOUNDS);
+    grown.transfer(1);
+    grown.windows.budget.bound(0);
+    grown.windows.make_room(&mut grown.told);
+    assert!(!grown.received.is_spent(), "its streams may need it");
 }
 
 /// Where there is nothing for it new streams go elsewhere, until some of it has been read.
@@ -143,7 +190,7 @@ fn what_lies_unread_makes_room_for_those_beside_it() {
     for widened in [window + window / 2, window + window / 2 + (window + window / 2) / 2] {
         tried.windows.make_room(&mut tried.told);
         assert_eq!(tried.told.window, widened);
-        assert_eq!(taken(&budget), u64::from(widened - BOUNDS.window));
+        assert_eq!(budget.taken(), u64::from(widened - BOUNDS.window));
         assert!(!tried.received.is_crowded());
         // The socket takes nothing: what the peer has not heard of is not widened once more.
         tried.windows.make_room(&mut tried.told);
@@ -160,7 +207,19 @@ fn what_lies_unread_makes_room_for_those_beside_it() {
     assert!(!tried.received.is_crowded());
     assert_eq!(tried.told.window, widest);
     drop(tried);
-    assert_eq!(taken(&budget), 0);
+    assert_eq!(budget.taken(), 0);
+}
+
+/// `h2` tells of a last step that is small only when much has been read.
+#[test]
+fn one_that_is_as_wide_as_can_be_is_crowded_when_half_of_it_lies_unread() {
+    let mut tried = Tried::new(&Arc::default(), Bounds { window: WIDEST - (3 << 20), ..BOUNDS });
+    assert_eq!(tried.transfer(1), 2 * SMALLEST);
+    tried.received.comes(Came { frames: 1, data: u32::MAX.into() });
+    tried.windows.make_room(&mut tried.told);
+    assert_eq!((tried.told.window, tried.received.is_crowded()), (WIDEST, false));
+    tried.windows.make_room(&mut tried.told);
+    assert!(tried.received.is_crowded());
 }
 
 #[test]
@@ -179,8 +238,11 @@ fn what_a_peer_does_not_agree_to_costs_nothing() {
     let mut tried = Tried::new(&budget, BOUNDS);
     tried.told.agrees = false;
     assert_eq!(tried.transfer(4), SMALLEST);
-    assert_eq!((taken(&budget), tried.told.window), (0, BOUNDS.window));
+    assert_eq!((budget.taken(), tried.told.window), (0, BOUNDS.window));
     tried.told.agrees = true;
+    tried.received.set_agreed(false);
+    assert_eq!(tried.transfer(4), SMALLEST, "the peer has not said so");
+    tried.received.set_agreed(true);
     assert_eq!(tried.transfer(1), 2 * SMALLEST);
 }
 
@@ -188,7 +250,7 @@ fn what_a_peer_does_not_agree_to_costs_nothing() {
 fn beside_what_is_not_read_and_beside_tiny_messages_nothing_grows() {
     let mut tried = Tried::new(&Arc::default(), BOUNDS);
     let mut tiny = Part::new(&tried.received);
-    (0..64).for_each(|_| tiny.gives(8));
+    (0..64).for_each(|_| tiny.gives(4));
     assert_eq!(tried.transfer(4), SMALLEST);
     drop(tiny);
     assert_eq!(tried.transfer(1), 2 * SMALLEST);

@@ -555,3 +555,56 @@ async fn a_new_connection_that_ends_before_its_peer_has_said_anything_makes_room
     };
     LocalSet::new().run_until(run).await;
 }
+
+/// A pool whose only connection takes many streams, and is crowded.
+async fn crowded() -> (Rc<EndpointPool>, Rc<H2Connection>) {
+    let pool = Rc::new(EndpointPool::default());
+    let dial = async || Ok(Box::pin(takes(&pool, 100, std::future::ready(()), None)).await);
+    let crowded = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
+    let _first = opens(&crowded).await;
+    hears(&crowded).await;
+    crowded.crowds();
+    (pool, crowded)
+}
+
+#[tokio::test]
+async fn whoever_waits_for_another_connection_than_a_crowded_one_gets_that() {
+    let run = async {
+        let (pool, crowded) = crowded().await;
+        let (says, may) = tokio::sync::oneshot::channel::<()>();
+        let may = Cell::new(Some(async { may.await.unwrap() }));
+        let dial = async || Ok(Box::pin(takes(&pool, 3, may.take().unwrap(), None)).await);
+        let mut dials = pin!(pool.share(Duration::ZERO, Behind::default(), dial));
+        assert!(look(&mut dials).is_pending());
+        let mut waits = pin!(pool.share(Duration::ZERO, Behind::default(), no_dial));
+        assert!(look(&mut waits).is_pending());
+        let new = dials.await.unwrap();
+        assert!(!Rc::ptr_eq(&new, &crowded));
+        let _first = opens(&new).await;
+        assert!(look(&mut waits).is_pending(), "it takes one until it has said how many");
+        says.send(()).unwrap();
+        assert!(Rc::ptr_eq(&waits.await.unwrap(), &new));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn where_no_other_connection_can_be_made_whoever_waits_for_it_goes_on_with_the_crowded_one() {
+    let run = async {
+        let (pool, crowded) = crowded().await;
+        let (fails, may) = tokio::sync::oneshot::channel::<()>();
+        let may = Cell::new(Some(may));
+        let dial = async || {
+            may.take().unwrap().await.unwrap();
+            no_dial().await
+        };
+        let mut dials = pin!(pool.share(Duration::ZERO, Behind::default(), dial));
+        let mut waits = pin!(pool.share(Duration::ZERO, Behind::default(), std::future::pending));
+        assert!(look(&mut dials).is_pending() && look(&mut waits).is_pending());
+        fails.send(()).unwrap();
+        assert!(Rc::ptr_eq(&dials.await.unwrap(), &crowded));
+        let Poll::Ready(Ok(has)) = look(&mut waits) else { panic!("it would dial in vain as well") };
+        assert!(Rc::ptr_eq(&has, &crowded));
+    };
+    LocalSet::new().run_until(run).await;
+}
