@@ -20,7 +20,7 @@ pub(crate) enum Format {
 }
 
 /// Text as a terminal may have it. Much of what is printed was made by strangers (ids, paths, what failed): a control
-/// character, of C1 too, could forge lines or clear the screen.
+/// character, of C1 too, could forge lines or clear the screen, and one that turns the direction of writing shows another text.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     if !text.contains(is_unfit) {
         return Cow::Borrowed(text);
@@ -29,7 +29,24 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
 }
 
 fn is_unfit(c: char) -> bool {
-    c.is_control() && !matches!(c, '\n' | '\t')
+    let turns =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || c.is_control() && !matches!(c, '\n' | '\t')
+}
+
+/// The same of text that has colours and weights (ECMA-48's SGR) of ours: of the sequences that begin with ESC those alone stay.
+fn styled(text: &str) -> String {
+    let mut parts = text.split('\x1b');
+    let mut out = plain(parts.next().unwrap_or_default()).into_owned();
+    for part in parts {
+        let arguments = part
+            .strip_prefix('[')
+            .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';'));
+        let is_style = arguments.is_some_and(|rest| rest.starts_with('m'));
+        out.push(if is_style { '\x1b' } else { ' ' });
+        out.push_str(&plain(part));
+    }
+    out
 }
 
 /// The same for JSON, which stays what it was: within its strings such characters may be written by their numbers.
@@ -47,6 +64,14 @@ pub(crate) fn plain_json(text: &str) -> Cow<'_, str> {
 /// Whatever the system says, except that the reader has gone.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     raw(&plain(text))
+}
+
+/// Writes text that has styles of ours to stdout.
+///
+/// # Errors
+/// Whatever the system says, except that the reader has gone.
+pub(crate) fn print_styled(text: &str) -> io::Result<()> {
+    raw(&styled(text))
 }
 
 /// Empties the terminal.
@@ -153,5 +178,13 @@ mod tests {
         let written = plain_json(&json);
         assert!(!written.contains(is_unfit), "{written:?}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap()["id"], id);
+    }
+
+    #[test]
+    fn of_what_is_written_in_colour_the_colours_stay_and_nothing_else() {
+        let ours = "\u{1b}[31mred\u{1b}[0m \u{1b}[36;1;4mlink\u{1b}[0m";
+        assert_eq!(styled(ours), ours);
+        let theirs = "\u{1b}[2Jx\u{1b}]0;title\u{7}\u{9b}2J\u{202e}txt\u{1b}";
+        assert_eq!(styled(&format!("{theirs}{ours}")), format!(" [2Jx ]0;title  2J txt {ours}"));
     }
 }

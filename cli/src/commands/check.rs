@@ -1,5 +1,6 @@
 //! `meshwork check -f PATH`: what is wrong with resources, at its line, without running anything.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,15 +25,16 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let checked = check(&arguments.filename)?;
     match arguments.output {
-        Format::Table => output::print(&render(&checked))?,
+        Format::Table => output::print_styled(&render(&checked, std::io::stdout().is_terminal()))?,
         format => output::value(format, &checked.diagnostics)?,
     }
     let failed = checked.diagnostics.iter().any(|found| found.severity == Severity::Error);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn render(checked: &Checked) -> String {
-    let mut out: String = checked.diagnostics.iter().map(|found| snippet(checked, found)).collect();
+fn render(checked: &Checked, in_colour: bool) -> String {
+    let mut out: String =
+        checked.diagnostics.iter().map(|found| snippet(checked, found, in_colour)).collect();
     let count = |severity| checked.diagnostics.iter().filter(|found| found.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     out.push_str(&format!("{} objects good, {errors} errors, {warnings} warnings\n", checked.objects));
@@ -40,18 +42,14 @@ fn render(checked: &Checked) -> String {
 }
 
 /// The finding with the lines around it, where its text is at hand.
-fn snippet(checked: &Checked, found: &Diagnostic) -> String {
+fn snippet(checked: &Checked, found: &Diagnostic, in_colour: bool) -> String {
     let Some(text) = checked.texts.get(&found.file) else { return format!("{found}\n") };
     let mut out = String::new();
     // The lines around a fault in a Secret may hold the key itself.
     if text.contains("kind: Secret") {
         return plain(found);
     }
-    let theme = if std::io::IsTerminal::is_terminal(&std::io::stdout()) {
-        GraphicalTheme::unicode()
-    } else {
-        GraphicalTheme::unicode_nocolor()
-    };
+    let theme = if in_colour { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
     let report = found.clone().with_source(text);
     match GraphicalReportHandler::new_themed(theme).render_report(&mut out, &report) {
         Ok(()) => out + "\n",
@@ -73,7 +71,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("f.yaml");
         std::fs::write(&file, text).unwrap();
-        render(&check(&[&file]).unwrap())
+        render(&check(&[&file]).unwrap(), false)
     }
 
     /// A namespace on one line of this many characters, with `end` behind them.
@@ -82,6 +80,16 @@ mod tests {
         format!(
             "{{apiVersion: v1, kind: Namespace, metadata: {{name: a, annotations: {{b: {long}}}}}, {end}}}"
         )
+    }
+
+    #[test]
+    fn a_terminal_gets_colours() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("f.yaml");
+        std::fs::write(&file, "apiVersion: v1\nkind: Namespace\nwrong: 1\n").unwrap();
+        let checked = check(&[&file]).unwrap();
+        assert!(render(&checked, true).contains("\x1b["));
+        assert!(!render(&checked, false).contains("\x1b["));
     }
 
     #[test]
