@@ -16,18 +16,16 @@ use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{Request, Response};
-use meshwork_base::ManualClock;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_process::MemoryMeter;
-use meshwork_proxy::{Mesh, Settings, Side};
+use meshwork_proxy::{Settings, Side};
 use support::distance::Distance;
 use support::h2::{H2Upstream, answer, collect_body, fetch, h2_upstream};
 use support::mesh::{TestMesh, db_behind, serving};
 use support::raw::*;
-use support::{Harness, exchange, rule};
+use support::{Harness, rule};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 const EACH_WAY: Duration = Duration::from_millis(25);
@@ -56,21 +54,12 @@ async fn send(send: &mut SendStream<Bytes>, gone: &AtomicUsize, stops: impl Fn()
 }
 
 /// What an endpoint is told, and tells.
+#[derive(Default)]
 struct Told {
     gone: AtomicUsize,
     /// To those who do not read.
     unread: AtomicUsize,
     stops: AtomicBool,
-    /// Bytes that it may take, and those that it has.
-    reads: Semaphore,
-    taken: AtomicUsize,
-}
-
-impl Default for Told {
-    fn default() -> Self {
-        let (gone, unread, taken) = Default::default();
-        Self { gone, unread, stops: AtomicBool::new(false), reads: Semaphore::new(0), taken }
-    }
 }
 
 impl Told {
@@ -83,8 +72,7 @@ impl Told {
     }
 }
 
-/// `/endless` and `/unread` send until it is told to stop, `/upload` takes all and says how much that was, and so does `/slow` when it is
-/// told to.
+/// `/endless` and `/unread` send until it is told to stop, `/upload` takes all and says how much that was.
 async fn endpoint(told: &Arc<Told>) -> H2Upstream {
     let told = Arc::clone(told);
     let serve = move |_, request: Request<RecvStream>, mut respond: SendResponse<Bytes>| {
@@ -96,17 +84,11 @@ async fn endpoint(told: &Arc<Told>) -> H2Upstream {
                     let gone = if path == "/endless" { &told.gone } else { &told.unread };
                     send(&mut body, gone, || told.stops.load(Ordering::SeqCst)).await;
                 }
-                path @ ("/upload" | "/slow") => {
-                    let is_slow = path == "/slow";
+                "/upload" => {
                     let mut body = request.into_body();
                     let mut count = 0;
                     while let Some(Ok(data)) = body.data().await {
                         count += data.len();
-                        if is_slow {
-                            let permits = u32::try_from(data.len()).unwrap();
-                            told.reads.acquire_many(permits).await.unwrap().forget();
-                            told.taken.fetch_add(data.len(), Ordering::SeqCst);
-                        }
                         body.flow_control().release_capacity(data.len()).unwrap();
                     }
                     let mut said = respond.send_response(Response::new(()), false).unwrap();
@@ -119,20 +101,15 @@ async fn endpoint(told: &Arc<Told>) -> H2Upstream {
     h2_upstream(usize::MAX, serve).await
 }
 
-async fn gateway_of(mut harness: Harness, endpoint: SocketAddr) -> (Harness, SocketAddr) {
+async fn gateway(endpoint: SocketAddr) -> (Harness, SocketAddr) {
+    gateway_with(Settings::default(), endpoint).await
+}
+
+async fn gateway_with(settings: Settings, endpoint: SocketAddr) -> (Harness, SocketAddr) {
+    let mut harness = Harness::start(settings);
     harness.service("web", AppProtocol::Http2, &[endpoint]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     (harness, address)
-}
-
-async fn gateway(endpoint: SocketAddr) -> (Harness, SocketAddr) {
-    gateway_of(Harness::start(Settings::default()), endpoint).await
-}
-
-/// A process that may have so much memory, and has none of it.
-fn limited(bytes: u64) -> Settings {
-    let memory = MemoryMeter::told_by(|| Some(0));
-    Settings { max_memory: Some(bytes), memory, ..Settings::default() }
 }
 
 /// Two proxies with a distance between them, and where the application of the first one calls.
@@ -288,125 +265,43 @@ async fn a_tunnel_between_proxies_has_more_than_a_small_window_on_the_way_in_bot
     }
 }
 
+/// It may use a larger window before it says that it has heard of it, and `h2` would reset its streams for that.
 #[tokio::test]
-async fn what_comes_from_an_endpoint_afar_without_a_proxy_has_more_than_a_small_window_on_the_way() {
+async fn an_endpoint_that_is_no_proxy_of_ours_is_told_of_one_window_and_asked_nothing() {
     let told = Arc::<Told>::default();
     let app = endpoint(&told).await;
-    let distance = Distance::to(app.address, EACH_WAY).await;
+    let distance = Distance::to(app.address, Duration::from_millis(1)).await;
     let (_harness, address) = gateway(distance.address).await;
     let mut client = client(address, WIDE).await;
     let mut body = endless(&mut client, "/endless").await;
-    let got = read(&mut body, |_| distance.most_back() >= LARGE).await;
-    assert!((1..100).contains(&distance.pings()), "{} PINGs", distance.pings());
+    let got = read(&mut body, |count| count >= 64 * LARGE).await;
     told.stop();
     assert_eq!(got + read(&mut body, |_| false).await, told.gone());
-    assert_eq!(fetch(&mut client, get("/")).await.1, "hello");
-}
-
-#[tokio::test]
-async fn what_a_caller_afar_sends_to_a_gateway_has_more_than_a_small_window_on_the_way() {
-    let near = endpoint(&Arc::default()).await;
-    let (_harness, address) = gateway(near.address).await;
-    let distance = Distance::to(address, EACH_WAY).await;
-    let mut client = client(distance.address, WIDE).await;
-    let post = Request::post("http://shop/upload").body(()).unwrap();
-    let (response, mut body) = client.send_request(post, false).unwrap();
-    let gone = AtomicUsize::new(0);
-    let sending = send(&mut body, &gone, || distance.most_there() >= LARGE);
-    timeout(PATIENCE, sending).await.expect("the window grows");
-    let (said, _) = collect_body(response.await.unwrap().into_body()).await.unwrap();
-    assert_eq!(said, gone.load(Ordering::SeqCst).to_string());
-}
-
-#[tokio::test]
-async fn small_messages_send_no_ping() {
-    let far = endpoint(&Arc::default()).await;
-    let distance = Distance::to(far.address, Duration::from_millis(1)).await;
-    let (_harness, address) = gateway(distance.address).await;
-    for _ in 0..50 {
-        let hello = exchange(address, b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
-        assert!(hello.contains("hello"), "{hello}");
-    }
     assert_eq!(distance.pings(), 0);
+    assert!(distance.most_back() < LARGE / 2, "{} on the way", distance.most_back());
 }
 
-/// Servers of gRPC bear one that they have not forgotten, and two more. With time the proxy asks as well whether anybody is there.
-#[tokio::test]
-async fn a_server_that_says_nothing_sees_no_more_than_two_pings_whoever_asks() {
-    let (clock, told) = (ManualClock::new(), Arc::<Told>::default());
-    let far = endpoint(&told).await;
-    let distance = Distance::to(far.address, EACH_WAY).await;
-    // Windows may grow to 1 MiB; after that it is still asked whether they should.
-    let settings = limited(16 << 20);
-    let harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
-    let (_harness, address) = gateway_of(harness, distance.address).await;
-    let mut client = client(address, 1 << 20).await;
-    let mut body = endless(&mut client, "/endless").await;
-    read(&mut body, |_| distance.most_back() >= LARGE / 2).await;
-    for _ in 0..2 {
-        // Nobody reads; so nothing comes, for a quarter of a minute.
-        for _ in 0..30 {
-            clock.advance(Duration::from_millis(500));
-            sleep(Duration::from_millis(100)).await;
-        }
-        read(&mut body, |count| count >= 16 * LARGE).await;
-    }
-    told.stop();
-    read(&mut body, |_| false).await;
-    let (pings, in_a_row) = (distance.pings(), distance.pings_in_a_row());
-    assert!((1..=2).contains(&in_a_row), "{in_a_row} of {pings} PINGs in a row");
-}
-
-/// Who sends frame by frame, and says what it likes when it likes. By a larger window it goes as soon as it has heard of it.
-struct Sender {
+/// A caller that uploads frame by frame.
+struct Caller {
     raw: Raw,
     /// What it may send: on its stream, and in all.
     windows: [usize; 2],
     /// Windows that it was told by SETTINGS.
     told: Vec<u32>,
-    /// It says that it has heard of SETTINGS.
-    agrees: bool,
-    /// How often it has not said so.
-    owes: usize,
     ping: Option<Vec<u8>>,
     settled: bool,
     sent: usize,
 }
 
-impl Sender {
-    const fn new(raw: Raw) -> Self {
-        Self {
-            raw,
-            windows: [0xffff; 2],
-            told: Vec::new(),
-            agrees: true,
-            owes: 0,
-            ping: None,
-            settled: false,
-            sent: 0,
-        }
-    }
-
-    /// A caller that uploads.
+impl Caller {
     async fn at(address: SocketAddr, path: &str) -> Self {
         let mut raw = Raw::open(address).await;
         let head = [vec![0x83, 0x86], literal(4, path), literal(1, "shop")].concat();
         raw.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
-        let mut caller = Self::new(raw);
+        let mut caller =
+            Self { raw, windows: [0xffff; 2], told: Vec::new(), ping: None, settled: false, sent: 0 };
         caller.settles().await;
         caller
-    }
-
-    /// An endpoint that answers what comes next.
-    async fn behind(listener: &TcpListener) -> Self {
-        let (mut tcp, _) = listener.accept().await.unwrap();
-        let mut preface = [0; PREFACE.len()];
-        tcp.read_exact(&mut preface).await.unwrap();
-        let mut endpoint = Self::new(Raw(tcp));
-        endpoint.raw.send(&frame(SETTINGS, 0, 0, &[])).await;
-        endpoint.settles().await;
-        endpoint.raw.send(&frame(HEADERS, END_HEADERS, 1, &[0x88])).await;
-        endpoint
     }
 
     /// Takes one frame of the proxy; false: that was its answer's last.
@@ -421,10 +316,7 @@ impl Sender {
                     self.told.push(number(&setting[2..]));
                     self.windows[0] += (number(&setting[2..]) - before) as usize;
                 }
-                self.owes += 1;
-                if self.agrees {
-                    self.says_so().await;
-                }
+                self.raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
             }
             PING if flags & ACK == 0 => self.ping = Some(payload),
             PING => self.settled = true,
@@ -434,13 +326,6 @@ impl Sender {
             _ => {}
         }
         true
-    }
-
-    /// Says that it has heard of all SETTINGS.
-    async fn says_so(&mut self) {
-        for _ in 0..std::mem::take(&mut self.owes) {
-            self.raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
-        }
     }
 
     async fn sends(&mut self, bytes: usize) {
@@ -455,34 +340,6 @@ impl Sender {
             self.windows = self.windows.map(|window| window - room);
             self.sent += room;
         }
-    }
-
-    async fn answers(&mut self) {
-        if let Some(ping) = self.ping.take() {
-            self.raw.send(&frame(PING, ACK, 0, &ping)).await;
-        }
-    }
-
-    /// Sends until it is asked, and answers when more than a small window has been given on since. Whether it is told of a larger one
-    /// then.
-    async fn grows(&mut self) -> bool {
-        let told = self.told.len();
-        let filling = async {
-            while self.ping.is_none() {
-                self.sends(SMALL).await;
-            }
-            self.sends(3 * SMALL).await;
-            self.answers().await;
-            self.sends(4 * SMALL).await;
-        };
-        timeout(PATIENCE, filling).await.expect("it is asked");
-        self.told.len() > told
-    }
-
-    /// The same until it is told of one.
-    async fn has_grown(&mut self) {
-        let growing = async { while !self.grows().await {} };
-        timeout(PATIENCE, growing).await.expect("its window grows");
     }
 
     /// Takes what has come until now.
@@ -500,97 +357,21 @@ impl Sender {
     }
 }
 
-/// Sends by each larger window before it says so, as Jetty does.
-async fn hastens(sender: &mut Sender) {
-    while sender.told.last().is_none_or(|&told| (told as usize) < LARGE) {
-        sender.agrees = false;
-        sender.grows().await;
-        // All that it may, at once.
-        sender.sends(sender.windows[0].min(sender.windows[1]).max(1)).await;
-        sender.says_so().await;
-        sender.agrees = true;
-        sender.settles().await;
-    }
-}
-
+/// Where memory is no concern it has room for a distance from the beginning.
 #[tokio::test]
-async fn a_caller_that_goes_by_a_larger_window_before_it_says_so_is_in_its_right() {
+async fn a_caller_that_is_no_proxy_of_ours_is_told_of_one_window_and_asked_nothing() {
     let near = endpoint(&Arc::default()).await;
-    let (_harness, address) = gateway(near.address).await;
-    let mut caller = Sender::at(address, "/upload").await;
-    timeout(PATIENCE, hastens(&mut caller)).await.expect("its window grows");
-    caller.ends().await;
-}
-
-#[tokio::test]
-async fn an_endpoint_that_goes_by_a_larger_window_before_it_says_so_is_in_its_right() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (_harness, address) = gateway(listener.local_addr().unwrap()).await;
-    let mut client = client(address, WIDE).await;
-    let (response, _) = client.send_request(get("/"), true).unwrap();
-    let mut endpoint = Sender::behind(&listener).await;
-    let mut body = response.await.unwrap().into_body();
-    let reading = tokio::spawn(async move { read(&mut body, |_| false).await });
-    timeout(PATIENCE, hastens(&mut endpoint)).await.expect("its window grows");
-    let sent = endpoint.sent;
-    endpoint.raw.send(&frame(DATA, END_STREAM, 1, &[])).await;
-    assert_eq!(reading.await.unwrap(), sent);
-}
-
-/// What comes is no reason for more, nor what is given on slowly.
-#[tokio::test]
-async fn what_an_application_does_not_read_or_reads_slowly_makes_no_window_grow() {
-    const STEP: usize = 16 * 1024;
-    let told = Arc::<Told>::default();
-    let slow = endpoint(&told).await;
-    let (_harness, address) = gateway(slow.address).await;
-    let mut caller = Sender::at(address, "/slow").await;
-    let mut taken = 0;
-    for _ in 0..64 {
-        // What the endpoint may take before the proxy has sent more is less than most of a window, and so is what is on its way between them.
-        told.reads.add_permits(STEP);
-        taken += STEP;
-        while told.taken.load(Ordering::SeqCst) + STEP <= taken {
-            // There is more to take, or some is on its way.
-            if caller.windows[0] >= STEP { caller.sends(STEP).await } else { caller.settles().await }
-        }
+    for (limit, window) in [(None, 4 * SMALL), (Some(1 << 30), 4 * SMALL), (Some((1 << 30) - 1), SMALL)] {
+        let memory = MemoryMeter::told_by(|| Some(0));
+        let settings = Settings { max_memory: limit, memory, ..Settings::default() };
+        let (_harness, address) = gateway_with(settings, near.address).await;
+        let mut caller = Caller::at(address, "/upload").await;
         caller.settles().await;
-        caller.answers().await;
+        assert_eq!(caller.windows, [window, 8 * window], "and eight such uploads fill its connection");
+        timeout(PATIENCE, caller.sends(16 * LARGE)).await.expect("it goes on");
+        caller.settles().await;
+        assert_eq!(caller.told, [u32::try_from(window).unwrap()]);
+        assert_eq!(caller.ping, None);
+        caller.ends().await;
     }
-    assert_eq!(caller.told, [u32::try_from(SMALL).unwrap()]);
-    assert!(caller.sent <= taken + 0xffff + SMALL + 2 * STEP, "{} sent, {taken} taken", caller.sent);
-}
-
-#[tokio::test]
-async fn a_peer_that_does_not_agree_to_its_settings_is_told_nothing_more_and_goes_on() {
-    let near = endpoint(&Arc::default()).await;
-    let (_harness, address) = gateway(near.address).await;
-    let mut caller = Sender::at(address, "/upload").await;
-    caller.agrees = false;
-    assert!(caller.grows().await);
-    for _ in 0..8 {
-        caller.sends(LARGE).await;
-        caller.answers().await;
-    }
-    assert_eq!(caller.told, [SMALL, 2 * SMALL].map(|window| u32::try_from(window).unwrap()));
-    caller.ends().await;
-}
-
-#[tokio::test]
-async fn where_others_have_used_up_what_windows_may_grow_by_they_stay_small_until_one_has_ended() {
-    let near = endpoint(&Arc::default()).await;
-    // What one caller whom nobody knows takes for its first step is half of what there is.
-    let settings = limited(2 << 20);
-    let (_harness, address) = gateway_of(Harness::start(settings), near.address).await;
-    let (mut first, mut second) =
-        (Sender::at(address, "/upload").await, Sender::at(address, "/upload").await);
-    assert!(first.grows().await);
-    assert!(!second.grows().await, "it goes on with the window that it has");
-    first.ends().await;
-    second.has_grown().await;
-    second.ends().await;
-    let (mut third, mut fourth) =
-        (Sender::at(address, "/upload").await, Sender::at(address, "/upload").await);
-    third.has_grown().await;
-    assert!(!fourth.grows().await);
 }

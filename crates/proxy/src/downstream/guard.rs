@@ -24,7 +24,6 @@ use tokio::time::{Sleep, sleep};
 
 use super::watch::{Fault, Watch};
 use crate::gather::{Gathered, written};
-use crate::http::agreed::Agreed;
 use crate::http::frames::{GoodbyeCode, Head, Heads, Increment, Kind, PREFACE_LEN, Piece};
 use crate::http::received::{Came, Received};
 use crate::worker::Worker;
@@ -58,7 +57,6 @@ pub(crate) struct Guarded {
     outgoing: Outgoing,
     watch: Rc<Watch>,
     received: Rc<Received>,
-    agreed: Agreed,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
@@ -67,16 +65,13 @@ impl Guarded {
         let watch = Rc::<Watch>::default();
         let incoming = Incoming::new(worker.now());
         let outgoing = Outgoing::default();
-        let agreed = Agreed::new(Rc::clone(&received));
         let guarded =
-            Self { io, worker, incoming, outgoing, watch: Rc::clone(&watch), received, agreed, linger: None };
+            Self { io, worker, incoming, outgoing, watch: Rc::clone(&watch), received, linger: None };
         (guarded, watch)
     }
 
     fn wrote(&mut self, bytes: &[u8]) {
-        let Self { agreed, incoming, outgoing, .. } = self;
-        let explained = outgoing.explains(bytes, |head| agreed.goes(head, &incoming.heads));
-        incoming.budget.earn(explained);
+        self.incoming.budget.earn(self.outgoing.explains(bytes));
         if let Some(bytes) = self.outgoing.opened.take() {
             self.received.opens(bytes);
         }
@@ -112,7 +107,7 @@ impl AsyncRead for Guarded {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        ready!(this.agreed.poll_read(Pin::new(&mut this.io), cx, buf))?;
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         let now = || this.worker.now();
         let judged = this.incoming.judge(&mut buf.filled_mut()[before..], now);
         this.received.comes(std::mem::take(&mut this.incoming.came));
@@ -188,13 +183,12 @@ impl Default for Outgoing {
 }
 
 impl Outgoing {
-    /// How many frames of the caller these explain: updates of windows, answers. Each frame `goes`.
-    fn explains(&mut self, mut bytes: &[u8], mut goes: impl FnMut(Head)) -> u32 {
+    /// How many frames of the caller these explain: updates of windows, answers.
+    fn explains(&mut self, mut bytes: &[u8]) -> u32 {
         let mut count = 0;
         while let Some(piece) = self.heads.next(&mut bytes) {
             match piece {
                 Piece::Head(head) => {
-                    goes(head);
                     self.goodbye = (head.kind == Kind::GoAway).then(GoodbyeCode::default);
                     self.increment = Increment::of_connection(head);
                     count += if matches!(head.kind, Kind::Data | Kind::Headers) { 4 } else { 0 };

@@ -37,14 +37,17 @@ use crate::stream;
 use crate::upstream::behind::unsent;
 use crate::workspace::{Lent, Workspace};
 
-/// Bytes of the bodies of one caller's connection that may be on the way to us unread, as long as none needs more than the
-/// smallest window.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Bytes of one body on the connection of a caller at a gateway that may be on the way to us unread, where memory is no concern: who is
+/// 50 ms away uploads 10 MB a second. Elsewhere it is the smallest window.
+const FAR_WINDOW: u32 = 4 * SMALLEST;
+/// Memory is a concern below this limit.
+const ROOMY: u64 = 1024 * 1024 * 1024;
+/// Of all bodies of one caller's connection together it is so many times as much.
+const UPLOADS: u32 = 8;
 /// Between proxies a connection carries requests of many callers: those that the application does not read must not take
 /// the window of those beside them.
 const MESH_WINDOW: u32 = SMALLEST * MAX_STREAMS;
-/// By so many streams' larger windows that of one caller's connection grows when theirs do, and that of a proxy's.
-const LARGER: u32 = 1;
+/// By so many streams' larger windows that grows when theirs do.
 const MESH_LARGER: u32 = 2;
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 128;
@@ -123,13 +126,18 @@ fn is_stranger(link: &Link) -> bool {
     link.caller.is_none() && !matches!(link.place, Place::Outbound(_))
 }
 
+/// What may be on the way on one stream, as long as none needs more.
+fn stream_window(link: &Link) -> u32 {
+    let limit = link.worker.shared.settings.max_memory;
+    let is_far = matches!(link.place, Place::Gateway(_)) && limit.is_none_or(|limit| limit >= ROOMY);
+    if is_far { FAR_WINDOW } else { SMALLEST }
+}
+
 /// What may be on the way on all streams of a connection together.
 fn bounds(link: &Link) -> Bounds {
     let is_mesh = matches!(link.place, Place::Inbound(_) | Place::Hbone(_));
-    let (window, streams) = if is_mesh { (MESH_WINDOW, MESH_LARGER) } else { (CONNECTION_WINDOW, LARGER) };
-    // There is no distance to the application beside us.
-    let grows = !matches!(link.place, Place::Outbound(_));
-    Bounds { window, streams, grows, is_stranger: is_stranger(link) }
+    let window = if is_mesh { MESH_WINDOW } else { UPLOADS * stream_window(link) };
+    Bounds { window, streams: MESH_LARGER, is_ours: is_mesh && link.caller.is_some() }
 }
 
 fn builder(limits: &Limits, link: &Link) -> Builder {
@@ -147,7 +155,7 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
     };
     let mut builder = Builder::new();
     builder
-        .initial_window_size(SMALLEST)
+        .initial_window_size(stream_window(link))
         .initial_connection_window_size(bounds(link).window)
         .max_concurrent_streams(streams)
         .max_send_buffer_size(SEND_BUFFER)
@@ -256,6 +264,10 @@ impl Serving<'_> {
             accepted = self.connection.poll_accept(cx);
         }
         self.windows.make_room(&mut self.connection);
+        if self.common.received.is_spent() && !self.going_away {
+            // It is told so in the next turn.
+            cx.waker().wake_by_ref();
+        }
         if accepted.is_pending() {
             if self.watch.take_many_small() {
                 self.common.unread.join();

@@ -79,11 +79,6 @@ impl Head {
         self.flags & 1 == 1
     }
 
-    /// ACK, of SETTINGS and PING.
-    pub(crate) const fn acknowledges(self) -> bool {
-        self.has_flag_1()
-    }
-
     /// END_STREAM, of DATA and HEADERS.
     pub(crate) const fn ends_stream(self) -> bool {
         self.has_flag_1()
@@ -177,7 +172,7 @@ pub(crate) enum Piece<'b> {
 }
 
 /// Finds heads in whatever portions the bytes come.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Heads {
     head: [u8; HEAD_LEN],
     have: usize,
@@ -199,16 +194,6 @@ impl Heads {
     /// Whether bytes of the last head's payload are still to come.
     pub(crate) const fn is_inside(&self) -> bool {
         self.skip > 0
-    }
-
-    /// What has come of a head that is not whole.
-    pub(crate) fn part(&self) -> &[u8] {
-        &self.head[..self.have]
-    }
-
-    /// The bytes of the head that has just been given.
-    pub(crate) const fn last(&self) -> &[u8; HEAD_LEN] {
-        &self.head
     }
 
     /// The next whole piece, taken off `bytes`; `None` when all of them are taken.

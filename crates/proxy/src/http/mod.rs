@@ -1,6 +1,5 @@
 //! HTTP as both sides of the proxy speak it: frames of bodies and the crossing between versions.
 
-pub(crate) mod agreed;
 pub(crate) mod convert;
 pub(crate) mod estimate;
 pub(crate) mod frames;

@@ -45,8 +45,6 @@ pub(crate) struct Received {
     opened: Cell<u64>,
     /// Half of its window lies here unread, and it cannot grow.
     crowded: Cell<bool>,
-    /// The peer has not said yet that it goes by what it was last told.
-    disagrees: Cell<bool>,
     /// What its window has grown by is wanted elsewhere.
     spent: Cell<bool>,
     /// Counted anew with each.
@@ -92,15 +90,6 @@ impl Received {
         self.opened.get()
     }
 
-    pub(super) fn set_agreed(&self, agrees: bool) {
-        self.disagrees.set(!agrees);
-    }
-
-    /// Whether the peer goes by what it was last told.
-    pub(super) fn is_agreed(&self) -> bool {
-        !self.disagrees.get()
-    }
-
     pub(crate) fn set_crowded(&self, is_crowded: bool) {
         self.crowded.set(is_crowded);
     }
@@ -128,9 +117,8 @@ impl Received {
         data >= third && (FIRST + self.opened.get()).saturating_sub(data) < third
     }
 
-    /// It takes no more streams: what it has grown by is wanted elsewhere.
-    pub(super) fn spend(&self) {
-        self.spent.set(true);
+    pub(super) fn set_spent(&self, is_spent: bool) {
+        self.spent.set(is_spent);
     }
 
     /// Whether new streams should go to another connection, and this one end when those that it has have ended.

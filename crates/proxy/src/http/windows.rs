@@ -1,11 +1,15 @@
 //! The windows of one HTTP/2 connection: how much of each stream may be on its way to us unread. A stream moves no more than
 //! its window in each round trip, so over a distance it has to be larger; and what its reader does not read of it is our memory.
 //! So windows begin small, and grow on connections one of whose streams is seen to need it ([`super::estimate`]). They stay so until the
-//! connection ends. A peer may use a larger window as soon as it has heard of it, and [`super::agreed`] lets it.
+//! connection ends.
+//!
+//! That is so between proxies of ours alone. A peer may use a larger window as soon as it has heard of it, before it says so (RFC 9113
+//! section 6.5.3), and some do (Jetty); `h2` goes by the old one until then, and resets the stream. Others have a stream that stood still
+//! wait for a WINDOW_UPDATE of its own, which `h2` has no reason to send (the JDK's client, curl before 8.2).
 //!
 //! The window of the connection grows as well, and again whenever half of it lies here unread, so that streams that are not read
-//! leave those beside them room. What it has grown by comes out of what the whole process has for it, of which those who have not proven
-//! who they are have a part, and a part is left for who needs room for what lies unread. Nothing grows while memory is
+//! leave those beside them room. What it has grown by comes out of what the whole process has for it, of which what
+//! lies unread has half at most, and streams three quarters. Nothing grows while memory is
 //! short, nor beside streams of messages so small that a large window full of them would make `h2` end the connection.
 //!
 //! Where little of that is left, a connection that was widened and has been read since takes no more streams, and gives its part back
@@ -24,10 +28,9 @@ use super::received::Received;
 /// What all connections of a process may have grown by; where its memory has a limit it is this part of that.
 const ALL: u64 = 256 * 1024 * 1024;
 const PART: u64 = 8;
-/// Of this, callers that have not proven who they are have no more than this part,
-const STRANGERS: u64 = 2;
-/// and of four parts so many are for streams' larger windows; what is left is for connections that lie here unread.
-const LARGER: u64 = 3;
+/// Of four parts of it so many are for streams' larger windows, and so many for what lies unread: callers choose what they do not read.
+const STREAMS: u64 = 3;
+const UNREAD: u64 = 2;
 /// No connection's window is larger: it can be full of frames that are small.
 pub(super) const WIDEST: u32 = 48 * 1024 * 1024;
 
@@ -36,8 +39,8 @@ pub(super) const WIDEST: u32 = 48 * 1024 * 1024;
 pub(crate) struct Budget {
     most: AtomicU64,
     taken: AtomicU64,
-    /// By those who have not proven who they are.
-    strangers: AtomicU64,
+    /// For what lies unread.
+    unread: AtomicU64,
     /// How often it was asked for in vain.
     refused: AtomicU64,
     /// Memory is short.
@@ -46,8 +49,8 @@ pub(crate) struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        let (taken, strangers, refused, tight) = Default::default();
-        Self { most: AtomicU64::new(ALL), taken, strangers, refused, tight }
+        let (taken, unread, refused, tight) = Default::default();
+        Self { most: AtomicU64::new(ALL), taken, unread, refused, tight }
     }
 }
 
@@ -91,37 +94,37 @@ impl Budget {
 
     /// What there is for streams' larger windows.
     fn for_streams(&self) -> u64 {
-        self.most() / 4 * LARGER
+        self.most() / 4 * STREAMS
     }
 
-    fn take(&self, bytes: u32, why: For, is_stranger: bool) -> bool {
-        let bytes = u64::from(bytes);
-        let most = if why == For::Streams { self.for_streams() } else { self.most() };
-        let is_refused = || is_stranger && !add(&self.strangers, bytes, self.most() / STRANGERS);
+    fn take(&self, bytes: u32, why: For) -> bool {
+        let (bytes, is_unread) = (u64::from(bytes), why == For::Unread);
+        let most = if is_unread { self.most() } else { self.for_streams() };
+        let is_refused = || is_unread && !add(&self.unread, bytes, self.most() / 4 * UNREAD);
         if self.tight.load(Ordering::Relaxed) || is_refused() {
             return false;
         }
         let takes = add(&self.taken, bytes, most);
-        if !takes && is_stranger {
-            self.strangers.fetch_sub(bytes, Ordering::Relaxed);
+        if !takes && is_unread {
+            self.unread.fetch_sub(bytes, Ordering::Relaxed);
         }
         takes
-    }
-
-    fn give_back(&self, bytes: u32, is_stranger: bool) {
-        self.taken.fetch_sub(bytes.into(), Ordering::Relaxed);
-        if is_stranger {
-            self.strangers.fetch_sub(bytes.into(), Ordering::Relaxed);
-        }
     }
 
     fn refuses(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// So much of it was for what lay unread.
+    fn give_back(&self, bytes: u32, unread: u32) {
+        self.taken.fetch_sub(bytes.into(), Ordering::Relaxed);
+        self.unread.fetch_sub(unread.into(), Ordering::Relaxed);
+    }
+
     /// Too little is left for streams' larger windows.
     fn is_short(&self) -> bool {
-        self.taken() + u64::from(LARGEST) > self.for_streams()
+        let step = u64::from(LARGEST).min(self.for_streams() / 2);
+        self.taken() + step > self.for_streams()
     }
 }
 
@@ -168,10 +171,8 @@ pub(crate) struct Bounds {
     pub(crate) window: u32,
     /// By so many streams' larger windows it grows when theirs do.
     pub(crate) streams: u32,
-    /// They grow.
-    pub(crate) grows: bool,
-    /// It is with somebody who has not proven who it is.
-    pub(crate) is_stranger: bool,
+    /// It is with a proxy of ours, and so they grow.
+    pub(crate) is_ours: bool,
 }
 
 /// See the module's text.
@@ -182,8 +183,8 @@ pub(crate) struct Windows {
     bounds: Bounds,
     /// What the connection's own window has grown by.
     grown: u32,
-    /// Some of that was for what lay here unread.
-    widened: bool,
+    /// So much of that was for what lay here unread.
+    widened: u32,
     /// The peer has heard of the last time that it was widened when so much has been opened.
     told_at: u64,
     /// What DATA had come when a PING was last answered. More has been written by a peer that had seen the PING, and so forgets it:
@@ -195,12 +196,12 @@ pub(crate) struct Windows {
 impl Windows {
     pub(crate) fn new(received: Rc<Received>, budget: Arc<Budget>, bounds: Bounds) -> Self {
         let (estimate, since) = (Estimate::new(), Instant::now());
-        Self { received, budget, estimate, bounds, grown: 0, widened: false, told_at: 0, data: 0, since }
+        Self { received, budget, estimate, bounds, grown: 0, widened: 0, told_at: 0, data: 0, since }
     }
 
     /// The connection's task has a turn, and polls the connection behind it. `answered`: a PING of whoever has been. True: one is to be sent.
     pub(crate) fn turn(&mut self, answered: bool, may_ask: bool, connection: &mut impl Connection) -> bool {
-        if !self.bounds.grows {
+        if !self.bounds.is_ours {
             return false;
         }
         let is_due = may_ask && self.estimate.is_enough(self.received.most());
@@ -233,17 +234,14 @@ impl Windows {
 
     fn grow(&mut self, wanted: u32, connection: &mut impl Connection) {
         let more = (self.bounds.streams * (wanted - SMALLEST)).saturating_sub(self.grown);
-        if !self.received.is_agreed()
-            || self.received.is_half_unread(self.window())
-            || self.received.has_tiny(wanted)
-        {
+        if self.received.is_half_unread(self.window()) || self.received.has_tiny(wanted) {
             return;
         }
-        if !self.budget.take(more, For::Streams, self.bounds.is_stranger) {
+        if !self.budget.take(more, For::Streams) {
             return self.budget.refuses();
         }
         if !connection.set_stream_window(wanted) {
-            return self.budget.give_back(more, self.bounds.is_stranger);
+            return self.budget.give_back(more, 0);
         }
         self.grown += more;
         connection.set_window(self.window());
@@ -261,35 +259,36 @@ impl Windows {
         // is too little.
         let is_told = self.received.opened() >= self.told_at || self.window() == WIDEST;
         let is_crowded = is_told && is_half_unread && !self.widen(connection);
-        if is_crowded && !self.received.is_crowded() {
-            self.budget.refuses();
-        }
         self.received.set_crowded(is_crowded);
-        if self.widened && !is_half_unread && self.budget.is_short() {
-            self.received.spend();
-        }
+        // Its life may be days. While there is too little for others it takes no more streams.
+        self.received.set_spent(self.widened > 0 && !is_half_unread && self.budget.is_short());
     }
 
     #[cold]
     fn widen(&mut self, connection: &mut impl Connection) -> bool {
         let more = (self.window() / 2).min(WIDEST.saturating_sub(self.window()));
-        let takes = more > 0
-            && !self.received.has_tiny(self.estimate.window())
-            && self.budget.take(more, For::Unread, self.bounds.is_stranger);
-        if takes {
-            self.grown += more;
-            self.widened = true;
-            self.told_at = self.received.opened() + u64::from(more);
-            connection.set_window(self.window());
+        if more == 0 || self.received.has_tiny(self.estimate.window()) {
+            return false;
         }
-        takes
+        if !self.budget.take(more, For::Unread) {
+            // Asked for with each poll, it is one refusal.
+            if !self.received.is_crowded() {
+                self.budget.refuses();
+            }
+            return false;
+        }
+        self.grown += more;
+        self.widened += more;
+        self.told_at = self.received.opened() + u64::from(more);
+        connection.set_window(self.window());
+        true
     }
 }
 
 impl Drop for Windows {
     /// Before that the peer may send as much at any time, whatever it was told since.
     fn drop(&mut self) {
-        self.budget.give_back(self.grown, self.bounds.is_stranger);
+        self.budget.give_back(self.grown, self.widened);
     }
 }
 

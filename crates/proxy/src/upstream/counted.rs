@@ -1,4 +1,4 @@
-//! What comes on a connection to an endpoint, and what its windows are opened by, seen by the heads of the frames below `h2`.
+//! What comes on a connection to an endpoint, and what its window is opened by, counted by the heads of the frames below `h2`.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,7 +8,6 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::gather::{Gathered, written};
-use crate::http::agreed::Agreed;
 use crate::http::frames::{Heads, Increment, PREFACE_LEN, Piece};
 use crate::http::received::{Came, Received};
 
@@ -16,7 +15,6 @@ use crate::http::received::{Came, Received};
 pub(super) struct Counted {
     io: Gathered,
     received: Rc<Received>,
-    agreed: Agreed,
     incoming: Heads,
     outgoing: Heads,
     /// While an update of the connection's window passes.
@@ -24,10 +22,9 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    pub(super) fn new(io: Gathered, received: Rc<Received>) -> Self {
+    pub(super) const fn new(io: Gathered, received: Rc<Received>) -> Self {
         let (incoming, outgoing) = (Heads::after(0), Heads::after(PREFACE_LEN));
-        let agreed = Agreed::new(Rc::clone(&received));
-        Self { io, received, agreed, incoming, outgoing, increment: None }
+        Self { io, received, incoming, outgoing, increment: None }
     }
 
     fn comes(&mut self, mut bytes: &[u8]) {
@@ -43,10 +40,7 @@ impl Counted {
     fn goes(&mut self, mut bytes: &[u8]) {
         while let Some(piece) = self.outgoing.next(&mut bytes) {
             match piece {
-                Piece::Head(head) => {
-                    self.agreed.goes(head, &self.incoming);
-                    self.increment = Increment::of_connection(head);
-                }
+                Piece::Head(head) => self.increment = Increment::of_connection(head),
                 Piece::Payload(payload) => {
                     if let Some(bytes) = self.increment.as_mut().and_then(|read| read.read(payload)) {
                         self.received.opens(bytes);
@@ -61,7 +55,7 @@ impl AsyncRead for Counted {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        ready!(this.agreed.poll_read(Pin::new(&mut this.io), cx, buf))?;
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         this.comes(&buf.filled()[before..]);
         Poll::Ready(Ok(()))
     }

@@ -65,9 +65,8 @@ const GIVEN_UP: u32 = 4 * 1024;
 /// full of small messages, and at worst some 130 MiB of our memory.
 const SMALL_FRAMES: usize = 128 * 1024 * 1024;
 
-/// What [`Windows`] go by. That of the connection, which has the most already, grows by so many streams' larger windows; and it was we
-/// who made it.
-const BOUNDS: Bounds = Bounds { window: CONNECTION_WINDOW, streams: 2, grows: true, is_stranger: false };
+/// By so many streams' larger windows that of the connection, which has the most already, grows when theirs do.
+const LARGER: u32 = 2;
 
 /// How long the peer of a new connection has to say how many streams it takes, by how long it takes there and back.
 pub(super) fn patience(round_trip: Duration) -> Duration {
@@ -148,8 +147,9 @@ impl H2Connection {
         let (ended, left) = (Rc::<Cell<bool>>::default(), Rc::<Cell<bool>>::default());
         let (pings, alive) = (Rc::<Pings>::default(), Rc::new(Alive::new(now, svid.is_some())));
 
+        let bounds = Bounds { window: CONNECTION_WINDOW, streams: LARGER, is_ours: svid.is_some() };
         let task = Task {
-            windows: Box::new(Windows::new(Rc::clone(&received), Arc::clone(budget), BOUNDS)),
+            windows: Box::new(Windows::new(Rc::clone(&received), Arc::clone(budget), bounds)),
             received: Rc::clone(&received),
             flusher: flusher.clone(),
             pings: Rc::clone(&pings),
@@ -249,10 +249,14 @@ impl H2Connection {
         self.received.set_crowded(true);
     }
 
-    /// The same as of one in doubt, since so much was given up on it, or what its windows have grown by is wanted elsewhere. A limit may
-    /// allow no other beside what runs on it.
+    /// The same, while what its windows have grown by is wanted elsewhere.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.received.is_spent()
+    }
+
+    /// The same as of one in doubt, since so much was given up on it. A limit may allow no other beside what runs on it.
     pub(crate) fn is_worn(&self) -> bool {
-        self.given_up.get() >= GIVEN_UP || self.received.is_spent()
+        self.given_up.get() >= GIVEN_UP
     }
 
     /// How many connections there are beyond a limit that has fallen.
@@ -305,7 +309,7 @@ impl H2Connection {
 
     /// It can be let go: what runs on it, if anything, has ended with it.
     pub(crate) fn is_over(&self) -> bool {
-        let takes_none = self.retired.get() || self.is_worn();
+        let takes_none = self.retired.get() || self.is_worn() || self.is_spent();
         self.ended.get() || self.task.is_finished() || (takes_none && !self.is_busy())
     }
 

@@ -434,7 +434,7 @@ impl EndpointPool {
     }
 
     /// A shared connection that takes another stream. One in doubt takes none, unless the one that was made in its place is no
-    /// better: it is the endpoint, then, that does not answer, and not the way there. Nor does one that is worn, or crowded.
+    /// better: it is the endpoint, then, that does not answer, and not the way there. Nor does one that is worn, crowded or spent.
     pub(crate) fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
         let mut doubted = 0;
@@ -454,7 +454,7 @@ impl EndpointPool {
         }
     }
 
-    /// One that would take another stream but for what lies unread on it.
+    /// One that would take another stream but for what lies unread on it, or did.
     #[cold]
     fn crowded_with_room(&self) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
@@ -469,9 +469,9 @@ impl EndpointPool {
     }
 }
 
-/// Neither in doubt nor worn nor crowded.
+/// Neither in doubt nor worn nor crowded, nor is its room wanted elsewhere.
 fn is_sound(connection: &H2Connection) -> bool {
-    is_well(connection) && !connection.is_crowded()
+    is_well(connection) && !connection.is_crowded() && !connection.is_spent()
 }
 
 /// Neither in doubt nor worn.

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::raw::{ACK, DATA, HEADERS, PING, PREFACE};
+use super::raw::{ACK, PING, PREFACE};
 
 /// Reads of one direction that may be on the way: far more than any window.
 const ON_THE_WAY: usize = 16 * 1024;
@@ -22,10 +22,8 @@ struct Seen {
     /// Bytes on the way, there and back, and the most that were.
     under_way: [AtomicUsize; 2],
     most: [AtomicUsize; 2],
-    /// PINGs that have come there, in all, since the last frame of a response left, and the most that did so.
+    /// PINGs that have come there.
     pings: AtomicUsize,
-    in_a_row: AtomicUsize,
-    most_in_a_row: AtomicUsize,
 }
 
 pub struct Distance {
@@ -59,11 +57,6 @@ impl Distance {
         self.seen.pings.load(Ordering::SeqCst)
     }
 
-    /// How many have, at most, while nothing of a response left.
-    pub fn pings_in_a_row(&self) -> usize {
-        self.seen.most_in_a_row.load(Ordering::SeqCst)
-    }
-
     /// The most bytes that were on the way back at a time.
     pub fn most_back(&self) -> usize {
         self.seen.most[1].load(Ordering::SeqCst)
@@ -87,12 +80,11 @@ impl Direction {
         let (sender, mut passing) = mpsc::channel::<(Instant, Vec<u8>)>(ON_THE_WAY);
         let entering = self.clone();
         tokio::spawn(async move {
-            let mut heads = Heads::default();
             let mut chunk = vec![0; 64 * 1024];
             while let Ok(count) = from.read(&mut chunk).await
                 && count > 0
             {
-                entering.enters(&chunk[..count], &mut heads);
+                entering.enters(count);
                 let arrives = Instant::now() + entering.each_way;
                 if sender.send((arrives, chunk[..count].to_vec())).await.is_err() {
                     return;
@@ -111,17 +103,10 @@ impl Direction {
         });
     }
 
-    fn enters(&self, bytes: &[u8], heads: &mut Heads) {
+    fn enters(&self, count: usize) {
         let at = usize::from(self.back);
-        let under_way = self.seen.under_way[at].fetch_add(bytes.len(), Ordering::SeqCst) + bytes.len();
+        let under_way = self.seen.under_way[at].fetch_add(count, Ordering::SeqCst) + count;
         self.seen.most[at].fetch_max(under_way, Ordering::SeqCst);
-        if self.back {
-            heads.pass(bytes, |kind, _| {
-                if matches!(kind, DATA | HEADERS) {
-                    self.seen.in_a_row.store(0, Ordering::SeqCst);
-                }
-            });
-        }
     }
 
     fn leaves(&self, bytes: &[u8], heads: &mut Heads) {
@@ -130,8 +115,6 @@ impl Direction {
             heads.pass(bytes, |kind, flags| {
                 if kind == PING && flags & ACK == 0 {
                     self.seen.pings.fetch_add(1, Ordering::SeqCst);
-                    let in_a_row = self.seen.in_a_row.fetch_add(1, Ordering::SeqCst) + 1;
-                    self.seen.most_in_a_row.fetch_max(in_a_row, Ordering::SeqCst);
                 }
             });
         }

@@ -172,7 +172,7 @@ fn a_goodbye_with_an_error_is_one_that_is_waited_for() {
         for portion in [1, 3, 100] {
             let mut outgoing = Outgoing::default();
             let bytes = [frame(0, 0, 1, &[9; 20]), frame(7, 0, 0, &goodbye(code))].concat();
-            let explained: u32 = bytes.chunks(portion).map(|part| outgoing.explains(part, |_| ())).sum();
+            let explained: u32 = bytes.chunks(portion).map(|part| outgoing.explains(part)).sum();
             assert_eq!((explained, outgoing.refuses), (4, refuses));
         }
     }

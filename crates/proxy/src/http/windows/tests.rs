@@ -23,7 +23,7 @@ impl Connection for Told {
     }
 }
 
-const BOUNDS: Bounds = Bounds { window: 1 << 20, streams: 2, grows: true, is_stranger: false };
+const BOUNDS: Bounds = Bounds { window: 1 << 20, streams: 2, is_ours: true };
 
 struct Tried {
     received: Rc<Received>,
@@ -116,34 +116,30 @@ fn where_the_budget_is_used_up_windows_stay() {
     assert_eq!(budget.taken(), 0);
 }
 
+/// Callers choose what they do not read.
 #[test]
-fn strangers_have_half_of_the_budget() {
+fn what_lies_unread_has_half_of_the_budget_and_leaves_streams_the_rest() {
     let budget = Arc::<Budget>::default();
     let grown = u64::from(BOUNDS.streams * SMALLEST);
-    budget.bound(4 * grown * PART);
-    let of = |is_stranger| Tried::new(&budget, Bounds { is_stranger, ..BOUNDS });
-    let strangers = || budget.strangers.load(Ordering::Relaxed);
-    let (mut first, mut second) = (of(true), of(true));
-    assert_eq!(first.transfer(1), 2 * SMALLEST);
-    assert_eq!(second.transfer(8), 2 * SMALLEST);
-    assert_eq!(of(true).transfer(8), SMALLEST, "half is taken");
-    let mut known = of(false);
-    assert_eq!(known.transfer(8), 2 * SMALLEST);
-    assert_eq!((budget.taken(), strangers()), (3 * grown, 2 * grown));
-    drop(second);
-    assert_eq!((budget.taken(), strangers()), (2 * grown, grown), "what was refused is not kept");
-    let mut other = of(false);
-    assert_eq!(other.transfer(1), 2 * SMALLEST);
-    assert_eq!(of(true).transfer(8), SMALLEST, "what is for streams is taken");
-    assert_eq!((budget.taken(), strangers()), (3 * grown, grown));
-    drop(other);
-    drop((first, known));
-    assert_eq!((budget.taken(), strangers()), (0, 0));
+    budget.bound(12 * grown * PART);
+    let mut tried = [(); 4].map(|()| Tried::new(&budget, BOUNDS));
+    for (at, tried) in tried.iter_mut().enumerate() {
+        assert_eq!(tried.transfer(1), 2 * SMALLEST);
+        tried.received.comes(Came { frames: 1, data: u32::MAX.into() });
+        // Half of a window of 1.25 MiB is 2.5 times what a stream took.
+        tried.windows.make_room(&mut tried.told);
+        assert_eq!(tried.received.is_crowded(), at >= 2, "{at}");
+    }
+    assert_eq!((budget.taken(), budget.refused()), (4 * grown + 5 * grown, 2));
+    tried[3].windows.make_room(&mut tried[3].told);
+    assert_eq!(budget.refused(), 2, "it is the same that is refused");
+    drop(tried);
+    assert_eq!((budget.taken(), budget.unread.load(Ordering::Relaxed)), (0, 0));
 }
 
 #[test]
-fn who_does_not_grow_is_told_nothing_and_asked_nothing() {
-    let mut tried = Tried::new(&Arc::default(), Bounds { grows: false, ..BOUNDS });
+fn whoever_is_no_proxy_of_ours_is_told_nothing() {
+    let mut tried = Tried::new(&Arc::default(), Bounds { is_ours: false, ..BOUNDS });
     for answered in [false, true] {
         tried.moves(LARGEST);
         assert!(!tried.windows.turn(answered, true, &mut tried.told));
@@ -170,6 +166,9 @@ fn a_connection_that_was_widened_and_read_since_takes_no_more_streams_where_othe
     budget.bound(budget.taken() * PART);
     tried.windows.make_room(&mut tried.told);
     assert!(tried.received.is_spent());
+    budget.bound(ALL * PART);
+    tried.windows.make_room(&mut tried.told);
+    assert!(!tried.received.is_spent(), "there is enough again");
 
     let mut grown = Tried::new(&Arc::default(), BOUNDS);
     grown.transfer(1);
@@ -240,9 +239,6 @@ fn what_a_peer_does_not_agree_to_costs_nothing() {
     assert_eq!(tried.transfer(4), SMALLEST);
     assert_eq!((budget.taken(), tried.told.window), (0, BOUNDS.window));
     tried.told.agrees = true;
-    tried.received.set_agreed(false);
-    assert_eq!(tried.transfer(4), SMALLEST, "the peer has not said so");
-    tried.received.set_agreed(true);
     assert_eq!(tried.transfer(1), 2 * SMALLEST);
 }
 
