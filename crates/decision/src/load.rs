@@ -18,8 +18,11 @@
 //! [`FIRST_REST`], but not shorter than what the failure itself took times [`REST_PER_LOSS`], and not longer than
 //! [`LONGEST_REST`]. So a fast failure that happens to every endpoint now and then costs nearly nothing, and an endpoint
 //! that only fails is asked a handful of times in all. Failures that come in during the rest were sent before it and
-//! change nothing. An endpoint that says itself when to come again (`Retry-After`, `grpc-retry-pushback-ms`) is taken at
-//! its word, up to [`LONGEST_PUSH_BACK`].
+//! change nothing.
+//!
+//! *Wishes.* An endpoint that says itself when to come again (`Retry-After`, `grpc-retry-pushback-ms`) is taken at its word, up to
+//! [`LONGEST_PUSH_BACK`]: by whoever is repeated, and as far as others can do its work by all, see `balance/wishes.rs`. Of a limit
+//! (429, `RESOURCE_EXHAUSTED`) that may be one caller's, so others leave it alone for that only until it has answered one of them well.
 //!
 //! *Trial.* After its rest, and until it answers well, an endpoint gets one request at a time: the next one when that has
 //! ended, or after [`TRIAL`] if nobody has heard of its end. What has been under way for long, as streams are, does not
@@ -63,6 +66,8 @@ pub(crate) const LONGEST_REST: Duration = Duration::from_secs(10);
 const REST_PER_LOSS: u32 = 4;
 /// How long a trial without an end keeps others away.
 const TRIAL: Duration = Duration::from_secs(2);
+/// The status of a limit, that of gRPC's `RESOURCE_EXHAUSTED` too.
+const LIMITED: u16 = 429;
 /// The longest that an endpoint is taken at its word.
 const LONGEST_PUSH_BACK: Duration = Duration::from_secs(60);
 
@@ -93,10 +98,12 @@ impl Answer {
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     latency: Latency,
-    /// Nanoseconds of the clock's [`Tick`]; 0 means never. Whatever it rests for.
+    /// Nanoseconds of the clock's [`Tick`]; 0 means never.
     resting_until: AtomicU64,
-    /// The same of what it has asked for itself: its rest may be longer.
+    /// The same of what it has asked for itself.
     asked_until: AtomicU64,
+    /// The same where it was not a limit that asked.
+    unwell_until: AtomicU64,
     /// The same of the trial under way; it counts only while the last word was a failure.
     trial_until: AtomicU64,
     failures_in_a_row: AtomicU32,
@@ -131,7 +138,7 @@ impl Load {
             .is_none_or(|(_, age)| self.looks.begins(other, age, now))
     }
 
-    /// Whether it is passed by for now.
+    /// Whether it rests after a failure.
     pub(crate) fn is_resting(&self, now: Tick) -> bool {
         self.resting_until.load(Ordering::Relaxed) > now.as_nanos()
     }
@@ -139,6 +146,12 @@ impl Load {
     /// Whether it has asked to be left alone for so long.
     pub(crate) fn wants_rest(&self, now: Tick) -> bool {
         self.asked_until.load(Ordering::Relaxed) > now.as_nanos()
+    }
+
+    /// Whether that concerns those as well to whom it has not said so.
+    pub(crate) fn is_unwell(&self, now: Tick) -> bool {
+        self.wants_rest(now)
+            && (self.has_failed() || self.unwell_until.load(Ordering::Relaxed) > now.as_nanos())
     }
 
     /// Whether its last word was a failure, and somebody is finding out about it.
@@ -191,6 +204,7 @@ impl Load {
         self.looks.forget();
         self.resting_until.store(0, Ordering::Relaxed);
         self.asked_until.store(0, Ordering::Relaxed);
+        self.unwell_until.store(0, Ordering::Relaxed);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
     }
 
@@ -214,7 +228,9 @@ impl Load {
         if let Some(push_back) = answer.push_back.filter(|time| !time.is_zero()) {
             let until = now.after(push_back.min(LONGEST_PUSH_BACK)).as_nanos();
             self.asked_until.fetch_max(until, Ordering::Relaxed);
-            self.resting_until.fetch_max(until, Ordering::Relaxed);
+            if answer.status != LIMITED {
+                self.unwell_until.fetch_max(until, Ordering::Relaxed);
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use meshwork_base::{Rng, Tick};
 
 use super::Cluster;
-use crate::balance::{self, Regard, Shape, Standing};
+use crate::balance::{self, Heeds, Regard, Shape, Standing};
 use crate::breaker::{Breaker, Ticket};
 use crate::cause::Cause;
 use crate::endpoint::Endpoint;
@@ -90,10 +90,7 @@ impl Cluster {
             self.protocol.is_http2(),
             self.endpoint_breaker.as_ref(),
         );
-        let regard = regard
-            .of_retry(wanted.is_retry, wanted.place, &self.limits)
-            // What a hash leads to stays there, as long as it may be called.
-            .heeding(self.algorithm.shape().is_none());
+        let regard = regard.of_retry(wanted.is_retry, wanted.place, &self.limits).heeding(self.heeds(wanted));
         let persistent = wanted.session.and_then(|id| balance::persistent(&regard, id));
         let picked = persistent.or_else(|| self.balanced(&regard, wanted.hash, rng));
         if let Some(picked) = picked
@@ -103,6 +100,16 @@ impl Cluster {
         }
         reasons.notes(|| self.standings(&regard, (picked, persistent.is_some())));
         picked.cloned()
+    }
+
+    const fn heeds(&self, wanted: &Wanted<'_>) -> Heeds {
+        match self.algorithm.shape() {
+            // What a hash leads to stays there, as long as it may be called.
+            Some(_) => Heeds::Nobody,
+            None if wanted.tried.is_empty() => Heeds::Bounded,
+            // Repeats are few, and somebody has had it who perhaps asked for just this.
+            None => Heeds::Everybody,
+        }
     }
 
     /// Picks an endpoint for an attempt. One whose ejection is over comes with its trial, which exactly one attempt has:
