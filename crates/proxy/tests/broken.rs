@@ -14,7 +14,7 @@ use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use support::h2::h2_upstream;
-use support::policy::{BUSY, GET, OK, gateway, traffic};
+use support::policy::{BUSY, GET, OK, gateway, gateway_of, traffic};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -275,6 +275,55 @@ async fn a_caller_who_leaves_in_the_middle_of_an_answer_says_nothing_of_it() {
     assert_eq!(harness.metric(CHANGES, &["trials"]), 0, "neither well nor badly");
     assert!(exchange(address, GET).await.ends_with("hello"), "another one tries it");
     assert_eq!(harness.metric(CHANGES, &["trials_succeeded"]), 1);
+}
+
+/// A failure.
+const SORRY: &[u8] = b"HTTP/1.1 503 Sorry\r\ncontent-length: 5\r\n\r\nhello";
+
+/// Callers who read the beginning of their answers, of this endpoint and one that is well in turn, and leave after that time. How
+/// often this one was asked.
+async fn who_leave(
+    endpoint: &'static [&'static [u8]],
+    policy: v1::TrafficPolicy,
+    after: Duration,
+) -> (Harness, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        is_head(got).then(|| endpoint[counted.fetch_add(1, Ordering::SeqCst) % endpoint.len()].to_vec())
+    })
+    .await;
+    let (good, _) = saying(OK).await;
+    let clock = ManualClock::new();
+    let (harness, address) = gateway_of(Harness::at(&clock), &[up.address, good], Some(policy)).await;
+    for number in 1..=20 {
+        let caller = reading(address).await;
+        clock.advance(after);
+        drop(caller);
+        harness.lines(number).await;
+    }
+    (harness, asked)
+}
+
+#[tokio::test]
+async fn who_leaves_in_the_middle_of_an_answer_has_seen_that_it_was_good_so_far() {
+    let at_once = Duration::ZERO;
+    let (harness, asked) = who_leave(&[SORRY, BEGUN], ejecting_after(2, false), at_once).await;
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 0, "never two in a row");
+    assert_eq!(asked.load(Ordering::SeqCst), 10);
+    // Two of five fail.
+    let answers = &[BEGUN, BEGUN, SORRY, BEGUN, SORRY];
+    let (harness, asked) = who_leave(answers, opening_after(4, true), at_once).await;
+    assert_eq!(harness.metric("meshwork_endpoint_circuit_breakers", &["\"open\""]), 0);
+    assert_eq!(asked.load(Ordering::SeqCst), 10);
+}
+
+#[tokio::test]
+async fn who_leaves_an_answer_that_stands_still_says_nothing_of_it() {
+    let (harness, asked) =
+        who_leave(&[SORRY, BEGUN], ejecting_after(2, false), Duration::from_millis(250)).await;
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 1, "two failures, and nothing else");
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test]
