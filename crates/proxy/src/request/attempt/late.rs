@@ -8,13 +8,15 @@
 //! *gRPC.* The head of a call says nothing but that somebody is there; how it went comes with the trailers.
 //!
 //! *Trials.* Others wait for the end of a call that tries an endpoint, or a service. So the head is enough where it is a stream
-//! of gRPC; one of HTTP has [`PATIENCE`], if nothing of it comes.
+//! of gRPC; one of HTTP has [`PATIENCE`], if nothing of it comes. Nobody knows how long a stream may be silent; of one that says how
+//! long it is nothing is known by then, and another one tries.
 
 use std::task::Context;
 use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{Answer, AttemptOutcome, Ticket};
+use meshwork_http1::{KnownName, ResponseHead};
 
 use super::Attempts;
 use crate::error::{Failure, Fault};
@@ -40,6 +42,8 @@ pub(super) struct Late {
     came: Option<Tick>,
     /// It was well so far, and that was told.
     stands: bool,
+    /// It has said how long it is: it is no stream that may be silent.
+    is_bounded: bool,
     /// When others have waited for long enough. Only trials have one: they are few.
     patience: Option<Box<Timer>>,
 }
@@ -58,14 +62,22 @@ impl Late {
 impl Attempts<'_> {
     /// The head of a call of gRPC is there, of which the trailers will say how it went.
     pub(super) fn call_begins(&mut self, took: Duration, now: Tick) {
-        let late = Late { took, head: now, status: None, came: None, stands: false, patience: None };
+        let late = Late {
+            took,
+            head: now,
+            status: None,
+            came: None,
+            stands: false,
+            is_bounded: false,
+            patience: None,
+        };
         // Nobody else waits to try what answers, however long its stream lasts.
         self.settle(&late.well(), now);
         self.late = Some(late);
     }
 
     /// A good head is there, and more will follow.
-    pub(super) fn answer_begins(&mut self, answer: &Answer, now: Tick) {
+    pub(super) fn answer_begins(&mut self, response: &ResponseHead, answer: &Answer, now: Tick) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
         cluster.begun(endpoint, answer, now);
         let is_trial = self.trial.is_some()
@@ -73,7 +85,16 @@ impl Attempts<'_> {
             || self.by_route.as_deref().is_some_and(Ticket::is_trial);
         let patience = is_trial.then(|| Box::new(self.conn.worker.timers.start(PATIENCE)));
         let status = Some(answer.status);
-        self.late = Some(Late { took: answer.took, head: now, status, came: None, stands: false, patience });
+        let is_bounded = response.fields.known(KnownName::ContentLength).is_some();
+        self.late = Some(Late {
+            took: answer.took,
+            head: now,
+            status,
+            came: None,
+            stands: false,
+            is_bounded,
+            patience,
+        });
     }
 
     /// Something of the answer has come.
@@ -91,7 +112,20 @@ impl Attempts<'_> {
     pub(crate) fn poll_patience(&mut self, cx: &mut Context<'_>) {
         let patience = self.late.as_mut().and_then(|late| late.patience.as_mut());
         if patience.is_some_and(|timer| timer.poll(cx).is_ready()) {
-            self.stands(self.conn.worker.now());
+            self.lasts_too_long();
+        }
+    }
+
+    #[cold]
+    fn lasts_too_long(&mut self) {
+        match &mut self.late {
+            Some(late) if late.is_bounded => {
+                late.patience = None;
+                self.trial = None;
+                self.ticket.take_if(|ticket| ticket.is_trial());
+                self.by_route.take_if(|ticket| ticket.is_trial());
+            }
+            _ => self.stands(self.conn.worker.now()),
         }
     }
 
