@@ -28,10 +28,14 @@
 //! ended, or after [`TRIAL`] if nobody has heard of its end. What has been under way for long, as streams are, does not
 //! stand in its way.
 //!
+//! *Probes.* Where requests are sent away since the others have too much to do, one that rests is asked now and then, see
+//! `load/probes.rs`.
+//!
 //! These are each proxy's own impressions, kept from the first moment and without a policy; they only say whom to
 //! prefer. To take an endpoint out is outlier detection's business.
 
 mod looks;
+mod probes;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -41,6 +45,7 @@ use meshwork_base::Tick;
 #[cfg(test)]
 pub(crate) use self::looks::LOSSES;
 use self::looks::{Found, Looks};
+use self::probes::Probes;
 use crate::invariants;
 use crate::outage::doubled;
 use crate::outlier::AttemptOutcome;
@@ -108,6 +113,7 @@ pub(crate) struct Load {
     trial_until: AtomicU64,
     failures_in_a_row: AtomicU32,
     looks: Looks,
+    probes: Probes,
 }
 
 /// What is known of an endpoint's latency: the natural logarithm of nanoseconds.
@@ -141,6 +147,11 @@ impl Load {
     /// Whether it rests after a failure.
     pub(crate) fn is_resting(&self, now: Tick) -> bool {
         self.resting_until.load(Ordering::Relaxed) > now.as_nanos()
+    }
+
+    /// Whether it is asked though it rests, since the others have too much to do: so many were sent away so far.
+    pub(crate) fn probes(&self, sent_away: u64, now: Tick) -> bool {
+        self.is_resting(now) && self.probes.begins(sent_away, now)
     }
 
     /// Whether it has asked to be left alone for so long.
@@ -202,6 +213,7 @@ impl Load {
     pub(crate) fn forget(&self) {
         self.latency.0.store(0, Ordering::Relaxed);
         self.looks.forget();
+        self.probes.forget();
         self.resting_until.store(0, Ordering::Relaxed);
         self.asked_until.store(0, Ordering::Relaxed);
         self.unwell_until.store(0, Ordering::Relaxed);
@@ -246,8 +258,16 @@ impl Load {
         }
     }
 
-    /// The head of a good answer is there.
+    /// The head of a good answer is there. Of one that was sent in its rest, to find out, that ends the rest: what was sent
+    /// before it says nothing.
     pub(crate) fn answered(&self, took: Duration, now: Tick) {
+        let sent = Tick::from_nanos(
+            now.as_nanos().saturating_sub(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
+        );
+        if self.probes.covers(sent) {
+            self.probes.forget();
+            self.resting_until.fetch_min(now.as_nanos(), Ordering::Relaxed);
+        }
         let found = self.looks.is_under_way().then(|| self.looks.answered(sample(took)));
         match found.unwrap_or(Found::AsSlow) {
             Found::AsSlow => self.latency.observe(took, now),
@@ -268,6 +288,7 @@ impl Load {
         let begun =
             self.resting_until.compare_exchange(resting_until, until, Ordering::Relaxed, Ordering::Relaxed);
         if begun.is_ok() {
+            self.probes.forget();
             self.trial_until.store(0, Ordering::Relaxed);
             self.failures_in_a_row.store(row, Ordering::Relaxed);
         }

@@ -290,3 +290,97 @@ fn what_one_that_asks_has_under_way_weighs_twice() {
     assert!(to[0] > 600 && to[1] > 0 && to[2] < 50, "{to:?}");
     assert!(thousand(&cluster, at(62))[0] < 400, "without wishes it beats the third alone");
 }
+
+/// Two endpoints behind a gate of their own, since nobody else has one.
+fn gated(algorithm: Algorithm) -> Arc<Cluster> {
+    let overload = v1::Overload {
+        adaptive_concurrency: Some(v1::overload::AdaptiveConcurrency {
+            min_concurrency: 1,
+            max_concurrency: 1,
+            ..Default::default()
+        }),
+        queue: Some(v1::overload::Queue { max_requests: Some(0), ..Default::default() }),
+        ..Default::default()
+    };
+    let traffic = v1::TrafficPolicy {
+        algorithm: wire(algorithm).into(),
+        overload: Some(overload),
+        ..Default::default()
+    };
+    let changes = [
+        service_change(&service("ns/a", &[("", 80)])),
+        slice("ns/a-1", "ns/a", ("", 80), vec![wire_endpoint("10.0.0.1"), wire_endpoint("10.0.0.2")]),
+        policy_change(traffic),
+    ];
+    Arc::clone(build(&mut SnapshotBuilder::new(), changes).cluster(&key("ns/a", 80)).expect("a cluster"))
+}
+
+/// So many come to its gate while there is no room.
+fn sent_away(cluster: &Cluster, count: usize, now: Tick) {
+    use crate::overload::{Entered, Priority};
+
+    let (gate, overload) = cluster.guard().expect("it has one");
+    let enter = || gate.enter(overload, Priority::Default, now, || |_| {});
+    let Ok(Entered::Passed(pass)) = enter() else { panic!("the first goes on") };
+    assert!((0..count).all(|_| enter().is_err()));
+    drop(pass);
+}
+
+#[test]
+fn who_rests_is_asked_once_in_a_while_where_the_others_send_requests_away() {
+    let at = |millis| Tick::ZERO.after(Duration::from_millis(millis));
+    let cluster = gated(Algorithm::PeakEwma);
+    let set = cluster.endpoints();
+    let hung = &set.all()[0];
+    // It rests for four seconds.
+    drop(cluster.record(hung, &Answer::new(AttemptOutcome::Failure, Duration::from_secs(1)), at(1_000)));
+    let asked = |now| thousand(&cluster, now)[0];
+    assert_eq!(asked(at(1_100)), 0);
+    sent_away(&cluster, 19, at(1_100));
+    assert_eq!(asked(at(1_100)), 0, "too few to pay for it");
+    sent_away(&cluster, 1, at(1_100));
+    assert_eq!(asked(at(1_100)), 1);
+    sent_away(&cluster, 40, at(1_200));
+    assert_eq!(asked(at(2_099)), 0, "a second ago");
+    assert_eq!(asked(at(2_100)), 1);
+    assert_eq!(asked(at(3_200)), 0, "nobody was sent away since");
+    // What was under way says nothing, and neither does it make its rest longer that one more fails.
+    let answer = |took| Answer::new(AttemptOutcome::Success, Duration::from_millis(took));
+    drop(cluster.record(hung, &answer(2_000), at(3_300)));
+    drop(cluster.record(hung, &Answer::new(AttemptOutcome::Failure, Duration::from_secs(1)), at(3_300)));
+    assert!(hung.stats.is_resting(at(4_999)) && !hung.stats.is_resting(at(5_000)));
+    drop(cluster.record(hung, &answer(50), at(3_400)));
+    assert!(!hung.stats.is_resting(at(3_400)), "it is well again");
+    assert!(asked(at(3_500)) > 300);
+}
+
+#[test]
+fn a_repeat_does_not_find_out_who_rests_nor_does_who_has_asked_to_be_left_alone() {
+    let now = Tick::ZERO.after(Duration::from_secs(1));
+    let cluster = gated(Algorithm::PeakEwma);
+    let set = cluster.endpoints();
+    let failure = Answer::new(AttemptOutcome::Failure, Duration::from_secs(1));
+    drop(cluster.record(&set.all()[0], &failure, now));
+    sent_away(&cluster, 20, now);
+    let picked = cluster.pick(now, &mut SeededRng::new(1), &[7]).expect("somebody");
+    assert_eq!(picked.id, set.all()[1].id);
+    drop(cluster.record(&set.all()[0], &asks(503), now));
+    assert_eq!(thousand(&cluster, now)[0], 0);
+}
+
+/// A failure that comes after it begins another rest, of which nobody has found anything out.
+#[test]
+fn what_was_sent_in_one_rest_does_not_end_the_next() {
+    let at = |millis| Tick::ZERO.after(Duration::from_millis(millis));
+    let cluster = gated(Algorithm::PeakEwma);
+    let set = cluster.endpoints();
+    let hung = &set.all()[0];
+    let failure = Answer::new(AttemptOutcome::Failure, Duration::from_secs(1));
+    drop(cluster.record(hung, &failure, at(1_000)));
+    sent_away(&cluster, 20, at(1_000));
+    assert_eq!(thousand(&cluster, at(1_000))[0], 1);
+    drop(cluster.record(hung, &failure, at(6_000)));
+    let late = Answer::new(AttemptOutcome::Success, Duration::from_millis(4_900));
+    drop(cluster.record(hung, &late, at(6_100)));
+    assert!(hung.stats.is_resting(at(6_200)));
+}
