@@ -391,18 +391,33 @@ fn catalog_service(service: &Service, doubts: &mut Doubts) -> CatalogService {
     let ports = Ports::of(&used);
     doubts.extend(ports.doubts(&name));
     let spiffe_ids: BTreeSet<SpiffeId> = used.iter().filter_map(|i| Some(mesh(i)?.0)).collect();
+    let somebody = used.iter().any(|instance| match instance.health {
+        Health::Passing | Health::Suspect => true,
+        Health::Warning => weight(instance) > 0,
+        Health::Critical | Health::Maintenance => false,
+    });
     CatalogService {
         ports: ports.catalog(),
         spiffe_ids: spiffe_ids.into_iter().collect(),
         addresses: Vec::new(),
         instances: used
             .into_iter()
-            .filter_map(|instance| catalog_instance(instance, &ports, doubts))
+            .filter_map(|instance| catalog_instance(instance, (&ports, somebody), doubts))
             .collect(),
     }
 }
 
-fn catalog_instance(instance: &Instance, ports: &Ports<'_>, doubts: &mut Doubts) -> Option<CatalogInstance> {
+/// Its weight in the health that it has.
+fn weight(instance: &Instance) -> u32 {
+    instance.warning_weight.filter(|_| instance.health == Health::Warning).unwrap_or(instance.weight)
+}
+
+/// `somebody`: of its service somebody wants to be called.
+fn catalog_instance(
+    instance: &Instance,
+    (ports, somebody): (&Ports<'_>, bool),
+    doubts: &mut Doubts,
+) -> Option<CatalogInstance> {
     let (Ok(id), Ok(address)) = (InstanceId::new(&instance.id), instance.address.parse::<IpAddr>()) else {
         let Instance { id, address, .. } = instance;
         doubts.insert(format!(
@@ -424,11 +439,12 @@ fn catalog_instance(instance: &Instance, ports: &Ports<'_>, doubts: &mut Doubts)
         addresses: vec![address],
         ports: ports::said(instance).map(|said| (ports.name(&said), said.app)).collect(),
         health: match instance.health {
+            Health::Warning if somebody && weight(instance) == 0 => compile::Health::Unhealthy,
             Health::Passing | Health::Warning => compile::Health::Healthy,
             Health::Suspect => compile::Health::Suspect,
             Health::Critical | Health::Maintenance => compile::Health::Unhealthy,
         },
-        weight: instance.weight,
+        weight: weight(instance),
         workload: instance.workload.clone().unwrap_or_default(),
         version: instance.version.clone().unwrap_or_default(),
         zone: instance.zone.clone().unwrap_or_default(),

@@ -43,6 +43,21 @@ async fn health(world: &World) -> Vec<(String, Health)> {
 }
 
 #[tokio::test]
+async fn what_an_instance_weighs_while_it_warns_is_shown_where_that_is_another_weight() {
+    let world = World::new().await;
+    for (id, weights) in
+        [("alike", "{\"Passing\":3,\"Warning\":3}"), ("less", "{\"Passing\":10,\"Warning\":0}")]
+    {
+        let body =
+            format!(r#"{{"Name":"web","ID":"{id}","Address":"10.0.0.1","Port":80,"Weights":{weights}}}"#);
+        world.consul.put("/v1/agent/service/register", &body).await;
+    }
+    let services = world.native().services().await.unwrap();
+    let shown = services[0].instances.iter().map(|one| (&*one.id, one.weight, one.warning_weight));
+    assert_eq!(shown.collect::<Vec<_>>(), [("alike", 3, None), ("less", 10, Some(0))]);
+}
+
+#[tokio::test]
 async fn an_instance_is_shown_as_scripts_expect() {
     let world = World::new().await;
     register(&world, "reviews", 1).await;

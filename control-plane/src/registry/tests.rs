@@ -16,6 +16,7 @@ fn instance(id: &str, identity: Option<&str>) -> Instance {
         version: None,
         zone: None,
         weight: 1,
+        warning_weight: None,
         tags: Vec::new(),
         metadata: metadata.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
         health: Health::Passing,
@@ -58,6 +59,32 @@ fn an_instance_with_a_sidecar_is_called_by_mtls_on_the_services_port() {
     let served = &workload.services[0];
     assert_eq!((served.service.as_str(), served.service_port, served.app_port), ("shop/web", 80, 41_000));
     assert_eq!((workload.services.len(), served.protocol()), (1, service_port::AppProtocol::Grpc));
+}
+
+#[test]
+fn an_instance_that_warns_weighs_what_it_has_registered_for_that() {
+    let weighing = |id: &str, health, warning_weight| Instance {
+        health,
+        weight: 10,
+        warning_weight,
+        ..instance(id, Some(ID))
+    };
+    let of = |instances: Vec<Instance>| {
+        let web = catalog_service(&service(instances), &mut Doubts::new());
+        web.instances.iter().map(|one| (one.weight, one.health)).collect::<Vec<_>>()
+    };
+    let well = weighing("web-1", Health::Passing, Some(3));
+    let warns = |weight| weighing("web-2", Health::Warning, weight);
+    let healthy = |weight| (weight, compile::Health::Healthy);
+    assert_eq!(of(vec![well.clone(), warns(Some(3))]), [healthy(10), healthy(3)]);
+    assert_eq!(of(vec![well.clone(), warns(None)]), [healthy(10), healthy(10)], "no other one was told");
+    let nothing = (0, compile::Health::Unhealthy);
+    assert_eq!(of(vec![well.clone(), warns(Some(0))]), [healthy(10), nothing], "another one has something");
+    let gone = Instance { health: Health::Critical, ..well };
+    let critical = (10, compile::Health::Unhealthy);
+    assert_eq!(of(vec![gone, warns(Some(0))]), [critical, healthy(0)], "nobody else is there");
+    let also = weighing("web-3", Health::Warning, Some(1));
+    assert_eq!(of(vec![warns(Some(0)), also]), [nothing, healthy(1)]);
 }
 
 #[test]

@@ -71,6 +71,10 @@ pub struct Instance {
     pub zone: Option<String>,
     /// Its share of requests, relative to the others'.
     pub weight: u32,
+    /// The same while its health is [`Health::Warning`], where that is another one: 0 is nothing as long as another instance has
+    /// something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning_weight: Option<u32>,
     /// Free labels, as Consul has them.
     pub tags: Vec<String>,
     /// Free keys and values.

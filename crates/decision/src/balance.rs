@@ -25,8 +25,8 @@
 //! Where slow start is asked for, a draw takes one that has just begun by a chance that grows, see
 //! `balance/slow_start.rs`.
 //!
-//! All but those that go by a hash pass by who has asked to be left alone for a while (`Retry-After`, push-back), as long as somebody else
-//! is there: what a hash leads to has its state there.
+//! All but those that go by a hash heed who has asked to be left alone for a while (`Retry-After`, push-back), as far as the others can
+//! do its work, see `balance/wishes.rs`: what a hash leads to has its state there.
 //!
 //! All prefer endpoints that are neither ejected nor tried before. When there are none, a tried one is better than an
 //! ejected one, and an ejected one better than none: outlier detection never leaves a service without endpoints, but an
@@ -38,6 +38,7 @@ mod hash;
 mod regard;
 mod slow_start;
 mod tiers;
+mod wishes;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -57,6 +58,7 @@ pub use slow_start::SlowStart;
 pub(crate) use slow_start::{Beginners, Begun, Shares};
 pub use tiers::{Rank, TierState};
 pub(crate) use tiers::{Tiers, WHOLE, roll};
+pub(crate) use wishes::{Heeds, Wishes};
 
 /// How often a draw may meet an unwanted endpoint before all are looked at.
 const DRAWS: usize = 3;
@@ -118,8 +120,7 @@ fn is_sooner(regard: &Regard<'_>, (a, of_a): (&Endpoint, f32), (b, of_b): (&Endp
 /// Requests that would be answered first, the one to come included, per weight.
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^24 where precision matters")]
 fn ahead(regard: &Regard<'_>, of: &Endpoint) -> f32 {
-    let per = if regard.slows() { WHOLE as f32 } else { 1.0 };
-    of.stats.in_flight() as f32 / (regard.weight(of) as f32 / per) + 1.0
+    of.stats.in_flight() as f32 / (regard.weight(of) as f32 / regard.scale()) + 1.0
 }
 
 /// Of the tier after this one, where it is only farther away: an endpoint that is likely to answer in less than half the
@@ -289,9 +290,15 @@ pub(crate) fn round_robin<'s>(regard: &Regard<'s>, cursor: &AtomicUsize) -> Opti
     if regard.slows() {
         return in_turn_by_share(regard, cursor);
     }
-    let turn = || set.slot(cursor.fetch_add(1, Ordering::Relaxed) % slots);
-    if let Some(wanted) = (0..slots).map(|_| turn()).find(|next| regard.wants(next)) {
-        return Some(wanted);
+    let number = || cursor.fetch_add(1, Ordering::Relaxed);
+    let turn = || set.slot(number() % slots);
+    let wanted = (0..slots).find_map(|_| {
+        let number = number();
+        let next = set.slot(number % slots);
+        (regard.wants(next) && regard.has_turn(next, number)).then_some(next)
+    });
+    if wanted.is_some() {
+        return wanted;
     }
     // A whole pass has left the cursor where it was: those who are bad alike take turns from there.
     let best = best_standing(set, |endpoint| regard.standing(endpoint))?;
@@ -312,7 +319,7 @@ fn in_turn_by_share<'s>(regard: &Regard<'s>, cursor: &AtomicUsize) -> Option<&'s
     for _ in 0..SKIPPED {
         let turn = turn();
         let next = set.slot(turn % set.slots());
-        if regard.wants(next) && consistent::below_hash(turn as u64, WHOLE) < regard.share(next) {
+        if regard.wants(next) && regard.has_turn(next, turn) {
             return Some(next);
         }
     }

@@ -212,10 +212,10 @@ impl EndpointStats {
         self.load.ln_latency(now).map(|ln| Duration::from_secs_f32(ln.exp() / 1e9))
     }
 
-    /// Whether it rests after a failure, or because it asked for it: peak EWMA passes it by.
+    /// Whether it rests after a failure, or has asked to be left alone.
     #[must_use]
     pub fn is_resting(&self, now: Tick) -> bool {
-        self.load.is_resting(now)
+        self.load.is_resting(now) || self.load.wants_rest(now)
     }
 
     /// Failures in a row, as outlier detection counts them.

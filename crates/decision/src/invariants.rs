@@ -5,7 +5,7 @@ use std::time::Duration;
 use meshwork_base::Tick;
 
 use crate::admission::AdmissionControl;
-use crate::balance::SlowStart;
+use crate::balance::{SlowStart, Wishes};
 use crate::breaker::{CircuitBreaker, Tally, Trials};
 use crate::deadline::LONGEST_TOLD;
 use crate::endpoint::EndpointSet;
@@ -320,6 +320,20 @@ pub(crate) fn latency(before: f32, answer: f32, after: f32) -> Result<(), String
 pub(crate) fn rest(chosen: Duration) -> Result<(), String> {
     if !(FIRST_REST..=LONGEST_REST).contains(&chosen) {
         return Err(format!("a rest of {chosen:?}, from {FIRST_REST:?} to {LONGEST_REST:?}"));
+    }
+    Ok(())
+}
+
+/// Nobody has more than twice its share since others ask to be left alone; and who asks has less only where others have not asked.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn wishes(all: u64, (unwell, asking): (u64, u64), wishes: Wishes) -> Result<(), String> {
+    let left = all - if wishes.heeded { unwell } else { 0 };
+    let less = asking - (all - left);
+    let halves = 2 * left - if wishes.halved { less } else { 0 };
+    if halves < all || (wishes.halved && less == left) {
+        return Err(format!("{wishes:?} where of {all} {unwell} are unwell and {asking} ask"));
     }
     Ok(())
 }

@@ -18,17 +18,24 @@
 //! [`FIRST_REST`], but not shorter than what the failure itself took times [`REST_PER_LOSS`], and not longer than
 //! [`LONGEST_REST`]. So a fast failure that happens to every endpoint now and then costs nearly nothing, and an endpoint
 //! that only fails is asked a handful of times in all. Failures that come in during the rest were sent before it and
-//! change nothing. An endpoint that says itself when to come again (`Retry-After`, `grpc-retry-pushback-ms`) is taken at
-//! its word, up to [`LONGEST_PUSH_BACK`].
+//! change nothing.
+//!
+//! *Wishes.* An endpoint that says itself when to come again (`Retry-After`, `grpc-retry-pushback-ms`) is taken at its word, up to
+//! [`LONGEST_PUSH_BACK`]: by whoever is repeated, and as far as others can do its work by all, see `balance/wishes.rs`. Of a limit
+//! (429, `RESOURCE_EXHAUSTED`) that may be one caller's, so others leave it alone for that only until it has answered one of them well.
 //!
 //! *Trial.* After its rest, and until it answers well, an endpoint gets one request at a time: the next one when that has
 //! ended, or after [`TRIAL`] if nobody has heard of its end. What has been under way for long, as streams are, does not
 //! stand in its way.
 //!
+//! *Probes.* Where requests are sent away since the others have too much to do, one that rests is asked now and then, see
+//! `load/probes.rs`.
+//!
 //! These are each proxy's own impressions, kept from the first moment and without a policy; they only say whom to
 //! prefer. To take an endpoint out is outlier detection's business.
 
 mod looks;
+mod probes;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -38,6 +45,7 @@ use meshwork_base::Tick;
 #[cfg(test)]
 pub(crate) use self::looks::LOSSES;
 use self::looks::{Found, Looks};
+use self::probes::Probes;
 use crate::invariants;
 use crate::outage::doubled;
 use crate::outlier::AttemptOutcome;
@@ -63,6 +71,8 @@ pub(crate) const LONGEST_REST: Duration = Duration::from_secs(10);
 const REST_PER_LOSS: u32 = 4;
 /// How long a trial without an end keeps others away.
 const TRIAL: Duration = Duration::from_secs(2);
+/// The status of a limit, that of gRPC's `RESOURCE_EXHAUSTED` too.
+const LIMITED: u16 = 429;
 /// The longest that an endpoint is taken at its word.
 const LONGEST_PUSH_BACK: Duration = Duration::from_secs(60);
 
@@ -93,14 +103,17 @@ impl Answer {
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     latency: Latency,
-    /// Nanoseconds of the clock's [`Tick`]; 0 means never. Whatever it rests for.
+    /// Nanoseconds of the clock's [`Tick`]; 0 means never.
     resting_until: AtomicU64,
-    /// The same of what it has asked for itself: its rest may be longer.
+    /// The same of what it has asked for itself.
     asked_until: AtomicU64,
+    /// The same where it was not a limit that asked.
+    unwell_until: AtomicU64,
     /// The same of the trial under way; it counts only while the last word was a failure.
     trial_until: AtomicU64,
     failures_in_a_row: AtomicU32,
     looks: Looks,
+    probes: Probes,
 }
 
 /// What is known of an endpoint's latency: the natural logarithm of nanoseconds.
@@ -131,14 +144,25 @@ impl Load {
             .is_none_or(|(_, age)| self.looks.begins(other, age, now))
     }
 
-    /// Whether it is passed by for now.
+    /// Whether it rests after a failure.
     pub(crate) fn is_resting(&self, now: Tick) -> bool {
         self.resting_until.load(Ordering::Relaxed) > now.as_nanos()
+    }
+
+    /// Whether it is asked though it rests, since the others have too much to do: so many were sent away so far.
+    pub(crate) fn probes(&self, sent_away: u64, now: Tick) -> bool {
+        self.is_resting(now) && self.probes.begins(sent_away, now)
     }
 
     /// Whether it has asked to be left alone for so long.
     pub(crate) fn wants_rest(&self, now: Tick) -> bool {
         self.asked_until.load(Ordering::Relaxed) > now.as_nanos()
+    }
+
+    /// Whether that concerns those as well to whom it has not said so.
+    pub(crate) fn is_unwell(&self, now: Tick) -> bool {
+        self.wants_rest(now)
+            && (self.has_failed() || self.unwell_until.load(Ordering::Relaxed) > now.as_nanos())
     }
 
     /// Whether its last word was a failure, and somebody is finding out about it.
@@ -189,8 +213,10 @@ impl Load {
     pub(crate) fn forget(&self) {
         self.latency.0.store(0, Ordering::Relaxed);
         self.looks.forget();
+        self.probes.forget();
         self.resting_until.store(0, Ordering::Relaxed);
         self.asked_until.store(0, Ordering::Relaxed);
+        self.unwell_until.store(0, Ordering::Relaxed);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
     }
 
@@ -214,7 +240,9 @@ impl Load {
         if let Some(push_back) = answer.push_back.filter(|time| !time.is_zero()) {
             let until = now.after(push_back.min(LONGEST_PUSH_BACK)).as_nanos();
             self.asked_until.fetch_max(until, Ordering::Relaxed);
-            self.resting_until.fetch_max(until, Ordering::Relaxed);
+            if answer.status != LIMITED {
+                self.unwell_until.fetch_max(until, Ordering::Relaxed);
+            }
         }
     }
 
@@ -230,8 +258,16 @@ impl Load {
         }
     }
 
-    /// The head of a good answer is there.
+    /// The head of a good answer is there. Of one that was sent in its rest, to find out, that ends the rest: what was sent
+    /// before it says nothing.
     pub(crate) fn answered(&self, took: Duration, now: Tick) {
+        let sent = Tick::from_nanos(
+            now.as_nanos().saturating_sub(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
+        );
+        if self.probes.covers(sent) {
+            self.probes.forget();
+            self.resting_until.fetch_min(now.as_nanos(), Ordering::Relaxed);
+        }
         let found = self.looks.is_under_way().then(|| self.looks.answered(sample(took)));
         match found.unwrap_or(Found::AsSlow) {
             Found::AsSlow => self.latency.observe(took, now),
@@ -252,6 +288,7 @@ impl Load {
         let begun =
             self.resting_until.compare_exchange(resting_until, until, Ordering::Relaxed, Ordering::Relaxed);
         if begun.is_ok() {
+            self.probes.forget();
             self.trial_until.store(0, Ordering::Relaxed);
             self.failures_in_a_row.store(row, Ordering::Relaxed);
         }

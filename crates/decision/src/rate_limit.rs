@@ -42,7 +42,7 @@ pub struct RateSpec {
     pub shadow: bool,
 }
 
-/// A limit with its state, which lives as long as the policy stays as it is.
+/// A limit with its state, which lives as long as the policy is there and its numbers stay as they are.
 #[derive(Debug)]
 pub struct RateLimit {
     /// The policy that says it.
@@ -51,14 +51,20 @@ pub struct RateLimit {
     pub spec: RateSpec,
     /// What callers are told of it; see [`LimitText`].
     pub text: Arc<LimitText>,
-    all: Bucket,
-    callers: Option<Box<Callers>>,
+    counts: Arc<Counts>,
 }
 
-/// Two limits are the same only if they count together.
+/// What has been asked for so far.
+#[derive(Debug, Default)]
+struct Counts {
+    all: Bucket,
+    callers: Option<Callers>,
+}
+
+/// Two limits are the same only if they count together; and if the same author is told.
 impl PartialEq for RateLimit {
     fn eq(&self, other: &Self) -> bool {
-        std::ptr::eq(self, other)
+        Arc::ptr_eq(&self.counts, &other.counts) && self.origin == other.origin
     }
 }
 
@@ -155,17 +161,23 @@ impl Bucket {
 
 impl RateLimit {
     pub(crate) fn new(origin: Arc<Origin>, spec: RateSpec) -> Self {
-        let callers = spec.fair_share.then(Box::default);
+        let callers = spec.fair_share.then(Callers::default);
         let text = Arc::new(LimitText::new(&origin, &spec));
-        Self { origin, spec, text, all: Bucket::default(), callers }
+        Self { origin, spec, text, counts: Arc::new(Counts { callers, ..Counts::default() }) }
+    }
+
+    /// The same limit, said by another version of its policy: counting goes on.
+    pub(crate) fn said_by(&self, origin: &Arc<Origin>) -> Self {
+        let text = Arc::new(LimitText::new(origin, &self.spec));
+        Self { origin: Arc::clone(origin), spec: self.spec, text, counts: Arc::clone(&self.counts) }
     }
 
     /// A request comes. `caller`: who asks, as far as that is known; all unknown ones are one.
     pub fn ask<'c>(&self, caller: impl Into<Caller<'c>>, now: Tick) -> Allowance {
         let now = now.as_nanos();
         let rate = Rate::of(&self.spec, 1);
-        let (taken, leaves) = match &self.callers {
-            None => (self.all.take(rate, now, |_| true), 0),
+        let (taken, leaves) = match &self.counts.callers {
+            None => (self.counts.all.take(rate, now, |_| true), 0),
             Some(callers) => self.ask_fairly(callers, caller.into(), rate, now),
         };
         let allowance = told(rate, taken, leaves, now);
@@ -190,8 +202,9 @@ impl RateLimit {
         let within = share.next(own.tat(), now).1;
         let one = rate.interval.min(rate.tolerance - rate.interval);
         let leaves = if place.was_beyond(self.spec.per, now) { one } else { 0 };
+        let all = &self.counts.all;
         let taken =
-            self.all.take(rate, now, |next| lent(next) || (within && next - now <= rate.tolerance - leaves));
+            all.take(rate, now, |next| lent(next) || (within && next - now <= rate.tolerance - leaves));
         match (&taken, within) {
             // Another worker may have used up the share meanwhile; all together are within the limit even so.
             (Ok(_), true) => _ = own.take(share, now, |_| true),

@@ -470,7 +470,8 @@ impl Retry {
             return Err(StopReason::Deadline);
         }
         let after = if matches!(facts.push_back, Some(PushBack::Spare(_))) { back_off } else { in_all };
-        let permit = self.cluster.admit_retry(facts.tried, now).map_err(|_| StopReason::MaxRetries)?;
+        let permit =
+            self.cluster.admit_retry(facts.tried, endpoint, now).map_err(|_| StopReason::MaxRetries)?;
         self.taken = match self.refused {
             Some(refused) if failure.is_unseen() => return Err(refused),
             _ => Some(self.cluster.shared.budget.retry(policy.budget, now)?),

@@ -14,7 +14,7 @@ use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use support::h2::h2_upstream;
-use support::policy::{BUSY, GET, OK, gateway, traffic};
+use support::policy::{BUSY, GET, OK, gateway, gateway_of, traffic};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +24,8 @@ use tokio::sync::mpsc;
 const HALF: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n<close>";
 /// Half of one that goes on.
 const BEGUN: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhello";
+/// The same of one that does not say how long it is.
+const STREAM: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
 /// The same of a stream of events.
 const EVENTS: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: Text/Event-Stream\r\n\r\ndata: hello\n\n";
 
@@ -174,6 +176,15 @@ async fn the_balancer_leaves_alone_who_has_broken_an_answer_off() {
 /// Answers `failures` requests badly and the next with the beginning of a response, to which it adds what it is sent; it
 /// closes when nobody can send any more. All others are answered well.
 async fn staged(failures: usize) -> (SocketAddr, mpsc::Sender<&'static [u8]>) {
+    staged_with(failures, BEGUN, OK).await
+}
+
+/// The same where the response begins like this, and the others are answered so.
+async fn staged_with(
+    failures: usize,
+    begun: &'static [u8],
+    others: &'static [u8],
+) -> (SocketAddr, mpsc::Sender<&'static [u8]>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (more, mut pieces) = mpsc::channel(4);
@@ -182,11 +193,11 @@ async fn staged(failures: usize) -> (SocketAddr, mpsc::Sender<&'static [u8]>) {
             let (mut tcp, _) = listener.accept().await.unwrap();
             read_until(&mut tcp, "\r\n\r\n").await;
             if number != failures {
-                let response = if number < failures { BUSY } else { OK };
+                let response = if number < failures { BUSY } else { others };
                 tcp.write_all(response).await.unwrap();
                 continue;
             }
-            tcp.write_all(BEGUN).await.unwrap();
+            tcp.write_all(begun).await.unwrap();
             let mut pieces = std::mem::replace(&mut pieces, mpsc::channel(1).1);
             tokio::spawn(async move {
                 while let Some(piece) = pieces.recv().await {
@@ -253,7 +264,7 @@ async fn a_long_answer_s_trial_is_over_when_it_has_gone_on_for_a_while() {
 #[tokio::test]
 async fn a_trial_of_whose_answer_nothing_comes_does_not_keep_others_away_for_ever() {
     let clock = ManualClock::new();
-    let (up, _more) = staged(3).await;
+    let (up, _more) = staged_with(3, STREAM, OK).await;
     let (harness, address) = to_be_tried(&clock, up).await;
     let _trial = reading(address).await;
     let over = async {
@@ -262,6 +273,23 @@ async fn a_trial_of_whose_answer_nothing_comes_does_not_keep_others_away_for_eve
         }
     };
     tokio::time::timeout(Duration::from_secs(60), over).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_trial_whose_answer_stands_still_short_of_its_length_is_left_to_another() {
+    let clock = ManualClock::new();
+    let (up, _more) = staged_with(3, BEGUN, BUSY).await;
+    let (harness, address) = to_be_tried(&clock, up).await;
+    let _trial = reading(address).await;
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"), "its end is waited for");
+    let over = async {
+        while !exchange(address, GET).await.ends_with("busy") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), over).await.unwrap();
+    assert_eq!(harness.metric(CHANGES, &["trials_succeeded"]), 0, "nothing is known of the first");
+    assert_eq!(harness.metric(CHANGES, &["trials_failed"]), 1, "that of the other");
 }
 
 #[tokio::test]
@@ -275,6 +303,55 @@ async fn a_caller_who_leaves_in_the_middle_of_an_answer_says_nothing_of_it() {
     assert_eq!(harness.metric(CHANGES, &["trials"]), 0, "neither well nor badly");
     assert!(exchange(address, GET).await.ends_with("hello"), "another one tries it");
     assert_eq!(harness.metric(CHANGES, &["trials_succeeded"]), 1);
+}
+
+/// A failure.
+const SORRY: &[u8] = b"HTTP/1.1 503 Sorry\r\ncontent-length: 5\r\n\r\nhello";
+
+/// Callers who read the beginning of their answers, of this endpoint and one that is well in turn, and leave after that time. How
+/// often this one was asked.
+async fn who_leave(
+    endpoint: &'static [&'static [u8]],
+    policy: v1::TrafficPolicy,
+    after: Duration,
+) -> (Harness, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        is_head(got).then(|| endpoint[counted.fetch_add(1, Ordering::SeqCst) % endpoint.len()].to_vec())
+    })
+    .await;
+    let (good, _) = saying(OK).await;
+    let clock = ManualClock::new();
+    let (harness, address) = gateway_of(Harness::at(&clock), &[up.address, good], Some(policy)).await;
+    for number in 1..=20 {
+        let caller = reading(address).await;
+        clock.advance(after);
+        drop(caller);
+        harness.lines(number).await;
+    }
+    (harness, asked)
+}
+
+#[tokio::test]
+async fn who_leaves_in_the_middle_of_an_answer_has_seen_that_it_was_good_so_far() {
+    let at_once = Duration::ZERO;
+    let (harness, asked) = who_leave(&[SORRY, BEGUN], ejecting_after(2, false), at_once).await;
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 0, "never two in a row");
+    assert_eq!(asked.load(Ordering::SeqCst), 10);
+    // Two of five fail.
+    let answers = &[BEGUN, BEGUN, SORRY, BEGUN, SORRY];
+    let (harness, asked) = who_leave(answers, opening_after(4, true), at_once).await;
+    assert_eq!(harness.metric("meshwork_endpoint_circuit_breakers", &["\"open\""]), 0);
+    assert_eq!(asked.load(Ordering::SeqCst), 10);
+}
+
+#[tokio::test]
+async fn who_leaves_an_answer_that_stands_still_says_nothing_of_it() {
+    let (harness, asked) =
+        who_leave(&[SORRY, BEGUN], ejecting_after(2, false), Duration::from_millis(250)).await;
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 1, "two failures, and nothing else");
+    assert_eq!(asked.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test]
@@ -350,4 +427,38 @@ async fn that_a_caller_does_not_read_is_not_its_endpoint_s_fault() {
     }
     assert!(harness.lines(2).await.iter().any(|line| line.contains("request_timeout")));
     assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 0);
+}
+
+/// Reads requests, and says nothing.
+async fn silent() -> (SocketAddr, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        counted.fetch_max(usize::from(!got.is_empty()), Ordering::SeqCst);
+        None
+    })
+    .await;
+    (up.address, asked)
+}
+
+/// Where nothing else bounds a request, that nothing comes for too long does.
+#[tokio::test]
+async fn who_has_the_whole_request_and_says_nothing_for_too_long_has_failed_unless_it_is_a_call_of_grpc() {
+    const CALL: &[u8] =
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\nContent-Length: 5\r\n\r\n\0\0\0\0\0";
+    const PART: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhell";
+    for (request, ejections) in [(GET, 1), (CALL, 0), (PART, 0)] {
+        let ((still, asked), (good, _)) = (silent().await, saying(OK).await);
+        let timeouts = Some(v1::Timeouts { stream_idle_ms: 1_000, ..Default::default() });
+        let policy = v1::TrafficPolicy { timeouts, ..ejecting_after(1, true) };
+        let (harness, address) = gateway(&[still, good], Some(policy)).await;
+        for number in 1..=2 {
+            let mut caller = TcpStream::connect(address).await.unwrap();
+            caller.write_all(request).await.unwrap();
+            harness.lines(number).await;
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        assert!(harness.lines(2).await.iter().any(|line| line.contains("stream_idle_timeout")));
+        assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), ejections);
+    }
 }

@@ -58,6 +58,7 @@ fn instance(inner: &Inner, model: &Model, place: &Place, stored: &Stored<Instanc
         version: doc.version.clone(),
         zone: doc.zone.clone(),
         weight: doc.weight,
+        warning_weight: (doc.weight_warning != doc.weight).then_some(doc.weight_warning),
         tags: doc.tags.clone(),
         metadata: doc.metadata.clone(),
         health: model.health(place, doc),

@@ -4,8 +4,10 @@ use std::cell::Cell;
 
 use meshwork_base::{Rng, Tick};
 
+use super::consistent::below_hash;
 use super::slow_start::Shares;
-use super::tiers::WHOLE;
+use super::tiers::{Tiers, WHOLE};
+use super::wishes::{Heeds, Wishes};
 use crate::breaker::CircuitBreaker;
 use crate::endpoint::{Endpoint, EndpointSet, Transport};
 use crate::limits::Limits;
@@ -60,7 +62,9 @@ pub(crate) struct Regard<'s> {
     /// Whether who rests, or is on trial, is passed by.
     spares: bool,
     /// Whether who has asked to be left alone is.
-    heeds: bool,
+    heeds: Heeds,
+    /// Found out where somebody is met who has asked.
+    wishes: Cell<Option<Wishes>>,
 }
 
 impl<'s> Regard<'s> {
@@ -82,7 +86,8 @@ impl<'s> Regard<'s> {
             has_room: Cell::new(None),
             breaker: None,
             spares: true,
-            heeds: true,
+            heeds: Heeds::default(),
+            wishes: Cell::new(None),
         }
     }
 
@@ -112,8 +117,8 @@ impl<'s> Regard<'s> {
         self
     }
 
-    /// The same where who has asked to be left alone is only if `heeds`.
-    pub(crate) fn heeding(self, heeds: bool) -> Self {
+    /// The same where who has asked to be left alone is as `heeds` says.
+    pub(crate) fn heeding(self, heeds: Heeds) -> Self {
         Self { heeds, ..self }
     }
 
@@ -156,7 +161,14 @@ impl<'s> Regard<'s> {
 
     /// The same for a part of the endpoints.
     pub(crate) fn within(&self, set: &'s EndpointSet) -> Self {
-        Self { set, has_room: Cell::new(None), ..self.clone() }
+        Self { set, has_room: Cell::new(None), wishes: Cell::new(None), ..self.clone() }
+    }
+
+    /// The same for those that are called for alike with this one.
+    pub(crate) fn among_its_own(&self, endpoint: &Endpoint) -> Self {
+        let has = |set: &EndpointSet| set.pickable().iter().any(|one| one.id == endpoint.id);
+        let tiers = self.set.tiers().map_or(&[][..], Tiers::all);
+        self.within(tiers.iter().map(|tier| &tier.set).find(|set| has(set)).unwrap_or(self.set))
     }
 
     /// The same where who rests is passed by only if `spares`.
@@ -169,8 +181,7 @@ impl<'s> Regard<'s> {
     pub(crate) fn all_fail(&self) -> bool {
         let fails = |one: &Endpoint| {
             let load = &one.stats.load;
-            let rests = load.is_passed_by(self.now) && (self.heeds || !load.wants_rest(self.now));
-            rests || load.has_failed_again()
+            load.is_passed_by(self.now) || load.has_failed_again()
         };
         self.set.pickable().iter().all(|one| fails(one) || self.is_out(one) || self.is_tripped(one))
     }
@@ -219,14 +230,43 @@ impl<'s> Regard<'s> {
         }
     }
 
-    /// Whether it has asked to be left alone for a while, and that counts.
-    pub(crate) fn wants_rest(&self, endpoint: &Endpoint) -> bool {
-        self.heeds && endpoint.stats.load.wants_rest(self.now)
+    /// Whether it has asked to be left alone for a while, and is as long as there is another.
+    pub(crate) fn is_left_alone(&self, endpoint: &Endpoint) -> bool {
+        let load = &endpoint.stats.load;
+        match self.heeds {
+            Heeds::Nobody => false,
+            Heeds::Everybody => load.wants_rest(self.now),
+            Heeds::Bounded => load.is_unwell(self.now) && self.wishes().heeded,
+        }
+    }
+
+    /// Whether it has asked for that, and gets less instead.
+    pub(crate) fn is_halved(&self, endpoint: &Endpoint) -> bool {
+        self.heeds == Heeds::Bounded
+            && endpoint.stats.load.wants_rest(self.now)
+            && self.wishes().halved
+            && !self.is_left_alone(endpoint)
+    }
+
+    fn wishes(&self) -> Wishes {
+        self.wishes.get().unwrap_or_else(|| {
+            let here = || self.set.pickable().iter().filter(|one| self.barred(one) == Barred::No);
+            let weight = |counts: &dyn Fn(&Endpoint) -> bool| -> u64 {
+                here().filter(|one| counts(one)).map(|one| self.own_weight(one)).sum()
+            };
+            let (unwell, asking) = (
+                weight(&|one| one.stats.load.is_unwell(self.now)),
+                weight(&|one| one.stats.load.wants_rest(self.now)),
+            );
+            let wishes = Wishes::of(weight(&|_| true), unwell, asking);
+            self.wishes.set(Some(wishes));
+            wishes
+        })
     }
 
     /// What speaks against an endpoint; the least is the best, and nothing is what is wanted.
     pub(crate) fn standing(&self, endpoint: &Endpoint) -> Standing {
-        let is_passed_by = self.wants_rest(endpoint) || self.is_crowded(endpoint);
+        let is_passed_by = self.is_left_alone(endpoint) || self.is_crowded(endpoint);
         (self.barred(endpoint), self.tried.contains(&endpoint.id), is_passed_by)
     }
 
@@ -245,23 +285,47 @@ impl<'s> Regard<'s> {
         self.barred(endpoint) == Barred::No && !self.tried.contains(&endpoint.id)
     }
 
-    /// Thousandths of its weight that an endpoint has now.
-    pub(crate) fn share(&self, endpoint: &Endpoint) -> u32 {
+    /// Thousandths of its weight that one that has begun has now.
+    pub(crate) fn begun(&self, endpoint: &Endpoint) -> u32 {
         self.shares.as_ref().map_or(WHOLE, |shares| shares.of(endpoint))
     }
 
-    /// Whether somebody has less than its weight.
+    /// Thousandths of its weight that an endpoint has now.
+    pub(crate) fn share(&self, endpoint: &Endpoint) -> u32 {
+        let begun = self.begun(endpoint);
+        if self.is_halved(endpoint) { begun.div_ceil(2) } else { begun }
+    }
+
+    /// Whether somebody has less than its weight since it has begun.
     pub(crate) const fn slows(&self) -> bool {
         self.shares.is_some()
     }
 
     /// Whether an endpoint that was met by its weight is taken, by its share.
     pub(crate) fn takes(&self, endpoint: &Endpoint, rng: &mut impl Rng) -> bool {
-        self.shares.is_none_or(|shares| rng.below(WHOLE.into()) < shares.of(endpoint).into())
+        let share = self.share(endpoint);
+        (share == WHOLE && !self.slows()) || rng.below(WHOLE.into()) < share.into()
     }
 
-    /// What its load is measured by.
+    /// The same by the number of a turn, so that whoever has less is left out evenly.
+    pub(crate) fn has_turn(&self, endpoint: &Endpoint, turn: usize) -> bool {
+        let share = self.share(endpoint);
+        share == WHOLE || below_hash(turn as u64, WHOLE) < share
+    }
+
+    /// What its load is measured by: so many times [`Self::scale`] as its weight is.
     pub(crate) fn weight(&self, endpoint: &Endpoint) -> u64 {
+        self.own_weight(endpoint) * if self.is_halved(endpoint) { 1 } else { 2 }
+    }
+
+    /// What an endpoint of weight 1 has.
+    #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+    pub(crate) const fn scale(&self) -> f32 {
+        (if self.slows() { 2 * WHOLE } else { 2 }) as f32
+    }
+
+    /// The same whatever it asks for.
+    fn own_weight(&self, endpoint: &Endpoint) -> u64 {
         let weight = u64::from(endpoint.weight.max(1));
         self.shares.map_or(weight, |shares| weight * u64::from(shares.of(endpoint)))
     }

@@ -13,13 +13,14 @@ use crate::reasons::{Outcome, Phase, Reason, Reasons};
 
 impl Cluster {
     /// Counts a retry from before its back-off on, within the service's limit, and at an endpoint that may have one more: which
-    /// it goes to is picked later. `tried`: who had its request.
+    /// it goes to is picked later. `tried`: who had its request. `own`: the endpoint whose attempt it repeats, by its id: that may
+    /// still be counted there, and is none besides.
     ///
     /// # Errors
     /// The cause when a limit is reached.
-    pub fn admit_retry(&self, tried: &[u64], now: Tick) -> Result<Permit, Cause> {
+    pub fn admit_retry(&self, tried: &[u64], own: Option<u64>, now: Tick) -> Result<Permit, Cause> {
         let mut permit = self.admit(Limited::Retry)?;
-        self.keep_place(&mut permit, tried, now).inspect_err(|cause| self.count_refused(*cause))?;
+        self.keep_place(&mut permit, tried, own, now).inspect_err(|cause| self.count_refused(*cause))?;
         Ok(permit)
     }
 
@@ -112,8 +113,14 @@ impl Cluster {
     /// is over, whichever endpoint it goes to then; and so that what there was is passed on now where there is none. Where there
     /// is no endpoint at all, whoever picks one finds that out.
     /// `tried`: who had its request. A place at one of those would send it there again while those beside them are full; one where
-    /// the breaker is open would be none.
-    fn keep_place(&self, retry: &mut Permit, tried: &[u64], now: Tick) -> Result<(), Cause> {
+    /// the breaker is open would be none, and one at who has as many requests as it may is the last: those may end in the back-off.
+    fn keep_place(
+        &self,
+        retry: &mut Permit,
+        tried: &[u64],
+        own: Option<u64>,
+        now: Tick,
+    ) -> Result<(), Cause> {
         let Some(most) = self.limits.max_retries_per_endpoint else { return Ok(()) };
         let set = self.endpoints();
         let regard = Regard::new(&set, now, tried, self.preference.panic_threshold)
@@ -121,7 +128,8 @@ impl Cluster {
             .of_retry(true, None, &self.limits);
         for _ in 0..RACES {
             let standing = |one: &Endpoint| {
-                (regard.barred_without(one, None), tried.contains(&one.id), one.stats.retries())
+                let barred = regard.barred_without(one, None);
+                (barred, self.is_busy(one, own), tried.contains(&one.id), one.stats.retries())
             };
             let Some(best) = set.pickable().iter().min_by_key(|one| standing(one)) else { return Ok(()) };
             // So are all who have room: whoever picks one finds that out.
@@ -138,6 +146,12 @@ impl Cluster {
             // Another worker was quicker.
         }
         Err(Cause::MaxRetries)
+    }
+
+    /// Whether an endpoint has as many requests as it may, beside an attempt at the endpoint of this id.
+    fn is_busy(&self, endpoint: &Endpoint, own: Option<u64>) -> bool {
+        let under_way = endpoint.stats.in_flight().saturating_sub(u32::from(own == Some(endpoint.id)));
+        self.limits.max_requests_per_endpoint.is_some_and(|most| under_way >= most)
     }
 
     /// A limit, or the breaker of an endpoint, has refused a call.

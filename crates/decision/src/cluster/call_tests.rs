@@ -475,7 +475,7 @@ fn a_pause_that_ends_with_the_deadline_is_too_long() {
 /// Calls as a retry, and counts it where it goes.
 fn repeats(caller: &mut Caller, now: Tick) -> Result<(Permit, u64), Cause> {
     let cluster = Arc::clone(&caller.cluster);
-    let mut permit = cluster.admit_retry(&[], now)?;
+    let mut permit = cluster.admit_retry(&[], None, now)?;
     let wanted = Wanted::default().of_retry(Some(&permit));
     let (picked, _) = cluster.call(now, &mut caller.rng, &wanted, &mut NoReasons)?;
     permit.goes_to(&picked.endpoint);
@@ -560,16 +560,16 @@ fn a_retry_has_its_place_from_before_its_back_off_on() {
         let cluster = cluster(3, policy);
         let mut caller = Caller::new(&cluster);
         cluster.endpoints().all()[2].stats.standing.eject_until(u64::MAX);
-        let mut waiting: Vec<_> = (0..4).map(|_| cluster.admit_retry(&[], now).unwrap()).collect();
+        let mut waiting: Vec<_> = (0..4).map(|_| cluster.admit_retry(&[], None, now).unwrap()).collect();
         for refused in 1..=3 {
-            assert_eq!(cluster.admit_retry(&[], now).unwrap_err(), Cause::MaxRetries, "{algorithm:?}");
+            assert_eq!(cluster.admit_retry(&[], None, now).unwrap_err(), Cause::MaxRetries, "{algorithm:?}");
             assert_eq!(cluster.refused(Limited::Retry), refused);
         }
         let again = || cluster.may_call_again(None, now, &mut NoReasons);
         assert_eq!(again(), Err(Cause::MaxRetries), "what was answered is passed on");
         drop(waiting.pop());
         assert_eq!(again(), Ok(()), "a caller has left");
-        waiting.push(cluster.admit_retry(&[], now).unwrap());
+        waiting.push(cluster.admit_retry(&[], None, now).unwrap());
         assert_eq!(cluster.in_use(Limited::Retry), 4, "what is refused holds nothing");
         for permit in &mut waiting {
             let wanted = Wanted::default().of_retry(Some(permit));
@@ -592,7 +592,7 @@ fn of_retries_that_come_at_one_moment_each_that_is_let_through_has_a_place() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..100_000 {
-                    let Ok(permit) = cluster.admit_retry(&[], Tick::from_nanos(1)) else { continue };
+                    let Ok(permit) = cluster.admit_retry(&[], None, Tick::from_nanos(1)) else { continue };
                     assert_eq!((permit.place(), one.stats.retries()), (Some(one.id), 1));
                 }
             });
@@ -604,7 +604,7 @@ fn of_retries_that_come_at_one_moment_each_that_is_let_through_has_a_place() {
 fn places_of_retries_are_kept_where_the_fewest_are() {
     let limits = v1::Limits { max_retries_per_endpoint: 3, ..Default::default() };
     let cluster = cluster(3, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
-    let held: Vec<_> = (0..6).map(|_| cluster.admit_retry(&[], Tick::from_nanos(1)).unwrap()).collect();
+    let held: Vec<_> = (0..6).map(|_| cluster.admit_retry(&[], None, Tick::from_nanos(1)).unwrap()).collect();
     let counts = cluster.endpoints().all().iter().map(|one| one.stats.retries()).collect::<Vec<_>>();
     assert_eq!(counts, [2, 2, 2]);
     drop(held);
@@ -643,9 +643,9 @@ fn a_retry_has_its_place_where_it_was_not_tried() {
             permit.goes_to(&picked.endpoint);
             picked.endpoint.id
         };
-        let mut first = cluster.admit_retry(&tried, now).unwrap();
-        let mut second = cluster.admit_retry(&tried, now).unwrap();
-        assert_eq!(cluster.admit_retry(&tried, now).unwrap_err(), Cause::MaxRetries, "{case}");
+        let mut first = cluster.admit_retry(&tried, None, now).unwrap();
+        let mut second = cluster.admit_retry(&tried, None, now).unwrap();
+        assert_eq!(cluster.admit_retry(&tried, None, now).unwrap_err(), Cause::MaxRetries, "{case}");
         // During the back-off.
         if ejected == 1 {
             bad.stats.standing.eject_until(u64::MAX);
@@ -671,7 +671,7 @@ proptest! {
         for (step, which) in steps {
             match step {
                 0 => {
-                    let admitted = cluster.admit_retry(&[], now);
+                    let admitted = cluster.admit_retry(&[], None, now);
                     prop_assert_eq!(admitted.is_ok(), held.len() < (count * most) as usize);
                     held.extend(admitted);
                 }
@@ -699,7 +699,7 @@ fn a_retry_counts_at_the_endpoint_that_it_is_at() {
     let cluster = cluster(2, v1::TrafficPolicy::default());
     let set = cluster.endpoints();
     let counts = || [0, 1].map(|at: usize| set.all()[at].stats.retries());
-    let mut permit = cluster.admit_retry(&[], Tick::ZERO).unwrap();
+    let mut permit = cluster.admit_retry(&[], None, Tick::ZERO).unwrap();
     assert_eq!(counts(), [0, 0], "without a limit it needs no place before it goes anywhere");
     permit.goes_to(&set.all()[0]);
     assert_eq!(counts(), [1, 0]);
@@ -738,7 +738,7 @@ fn a_retry_finds_another_where_its_own_place_is() {
     let cluster = cluster(2, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
     let tried = [cluster.endpoints().all()[0].id];
     let now = Tick::from_nanos(1);
-    let permit = cluster.admit_retry(&tried, now).unwrap();
+    let permit = cluster.admit_retry(&tried, None, now).unwrap();
     let wanted = Wanted { tried: &tried, ..Wanted::default() };
     assert!(!cluster.has_another(&wanted, now), "another retry has the place");
     assert!(cluster.has_another(&wanted.of_retry(Some(&permit)), now));
@@ -752,10 +752,10 @@ fn no_retry_has_its_place_where_the_breaker_is_open() {
         let cluster = breaking_within(2, 1, Some(limits));
         let (mut caller, now) = (Caller::new(&cluster), Tick::from_nanos(1));
         caller.trip(ids(&cluster)[tripped], now);
-        let first = cluster.admit_retry(&[], now).unwrap();
+        let first = cluster.admit_retry(&[], None, now).unwrap();
         assert_eq!(first.place(), Some(ids(&cluster)[1 - tripped]));
         assert_eq!(
-            cluster.admit_retry(&[], now).unwrap_err(),
+            cluster.admit_retry(&[], None, now).unwrap_err(),
             Cause::MaxRetries,
             "what was answered is kept"
         );
@@ -763,6 +763,30 @@ fn no_retry_has_its_place_where_the_breaker_is_open() {
         assert!(cluster.call(now, &mut caller.rng, &wanted, &mut NoReasons).is_ok());
         drop(first);
         caller.trip(ids(&cluster)[1 - tripped], now);
-        assert!(cluster.admit_retry(&[], now).is_ok(), "no limit is what stands in its way");
+        assert!(cluster.admit_retry(&[], None, now).is_ok(), "no limit is what stands in its way");
+    }
+}
+
+/// The attempt that is to be repeated is still counted where it was.
+#[test]
+fn a_retry_has_its_place_where_there_is_room_for_a_request_too() {
+    let limits =
+        v1::Limits { max_requests_per_endpoint: 1, max_retries_per_endpoint: 1, ..Default::default() };
+    let now = Tick::ZERO;
+    let cluster = cluster(3, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+    let set = cluster.endpoints();
+    for full in 0..3 {
+        let [tried, free] = [1, 2].map(|on| &set.all()[(full + on) % 3]);
+        let (own, busy) = (tried.begin(), set.all()[full].begin());
+        let admit = || cluster.admit_retry(&[tried.id], Some(tried.id), now);
+        let first = admit().unwrap();
+        assert_eq!(first.place(), Some(free.id));
+        let also_free = free.begin();
+        let second = admit().unwrap();
+        assert_eq!(second.place(), Some(tried.id), "its own attempt has ended by then");
+        drop((first, second));
+        let other_own = tried.begin();
+        assert_ne!(admit().unwrap().place(), Some(tried.id), "all are full for now");
+        drop((own, busy, also_free, other_own));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use meshwork_base::{Rng, Tick};
 
 use super::Cluster;
-use crate::balance::{self, Regard, Shape, Standing};
+use crate::balance::{self, Heeds, Regard, Shape, Standing};
 use crate::breaker::{Breaker, Ticket};
 use crate::cause::Cause;
 use crate::endpoint::Endpoint;
@@ -90,12 +90,11 @@ impl Cluster {
             self.protocol.is_http2(),
             self.endpoint_breaker.as_ref(),
         );
-        let regard = regard
-            .of_retry(wanted.is_retry, wanted.place, &self.limits)
-            // What a hash leads to stays there, as long as it may be called.
-            .heeding(self.algorithm.shape().is_none());
+        let regard = regard.of_retry(wanted.is_retry, wanted.place, &self.limits).heeding(self.heeds(wanted));
         let persistent = wanted.session.and_then(|id| balance::persistent(&regard, id));
-        let picked = persistent.or_else(|| self.balanced(&regard, wanted.hash, rng));
+        let picked = persistent
+            .or_else(|| self.finds_out(&regard))
+            .or_else(|| self.balanced(&regard, wanted.hash, rng));
         if let Some(picked) = picked
             && (self.algorithm == Algorithm::PeakEwma || set.tiers().is_some())
         {
@@ -103,6 +102,16 @@ impl Cluster {
         }
         reasons.notes(|| self.standings(&regard, (picked, persistent.is_some())));
         picked.cloned()
+    }
+
+    const fn heeds(&self, wanted: &Wanted<'_>) -> Heeds {
+        match self.algorithm.shape() {
+            // What a hash leads to stays there, as long as it may be called.
+            Some(_) => Heeds::Nobody,
+            None if wanted.tried.is_empty() => Heeds::Bounded,
+            // Repeats are few, and somebody has had it who perhaps asked for just this.
+            None => Heeds::Everybody,
+        }
     }
 
     /// Picks an endpoint for an attempt. One whose ejection is over comes with its trial, which exactly one attempt has:
@@ -185,6 +194,22 @@ impl Cluster {
     /// beside other requests.
     fn passes_nobody_by(&self, now: Tick) -> bool {
         self.panics(now) || self.endpoints().pickable().iter().all(|endpoint| endpoint.is_ejected(now))
+    }
+
+    /// One that rests, now and then while requests are sent away before the service: nobody who goes on would be asked to go there
+    /// as long as the others have no more to do than they may.
+    fn finds_out<'s>(&self, regard: &Regard<'s>) -> Option<&'s Arc<Endpoint>> {
+        let rests = |one: &&Arc<Endpoint>| one.stats.load.is_resting(regard.now) && regard.keeps(one);
+        let gate = self.shared.gate.get().filter(|_| {
+            self.algorithm == Algorithm::PeakEwma && self.overload.is_some() && regard.tried.is_empty()
+        })?;
+        let set = regard.set.tiers().map_or(regard.set, |tiers| &tiers.all()[0].set);
+        let mut resting = set.pickable().iter().filter(rests).peekable();
+        resting.peek()?;
+        let sent_away = gate.sent_away();
+        resting.find(|one| {
+            !one.stats.load.wants_rest(regard.now) && one.stats.load.probes(sent_away, regard.now)
+        })
     }
 
     /// The balancer's choice; within the tier whose turn it is, where there are tiers.

@@ -35,6 +35,15 @@ fn wire(algorithm: Algorithm) -> v1::traffic_policy::Algorithm {
 
 /// Two endpoints, where one that is ejected is panic already.
 fn easily_in_panic(algorithm: Algorithm) -> Arc<Cluster> {
+    fleet_in_panic_below(100, algorithm, &[1, 1])
+}
+
+/// Endpoints of these weights.
+fn fleet(algorithm: Algorithm, weights: &[u32]) -> Arc<Cluster> {
+    fleet_in_panic_below(50, algorithm, weights)
+}
+
+fn fleet_in_panic_below(percent: u32, algorithm: Algorithm, weights: &[u32]) -> Arc<Cluster> {
     let kind = Some(v1::hash_rule::Kind::SourceAddress(true));
     let hash_policy = match algorithm.shape() {
         Some(_) => vec![v1::HashRule { kind, terminal: false }],
@@ -44,7 +53,7 @@ fn easily_in_panic(algorithm: Algorithm) -> Arc<Cluster> {
         prefer: v1::failover::Prefer::Nothing.into(),
         priorities: vec![],
         overprovisioning_factor: 140,
-        panic_threshold: Some(100),
+        panic_threshold: Some(percent),
     };
     let balancer = v1::LoadBalancer { hash_policy, failover: Some(failover), ..Default::default() };
     let traffic = v1::TrafficPolicy {
@@ -52,7 +61,11 @@ fn easily_in_panic(algorithm: Algorithm) -> Arc<Cluster> {
         load_balancer: Some(balancer),
         ..Default::default()
     };
-    let endpoints = vec![wire_endpoint("10.0.0.1"), wire_endpoint("10.0.0.2")];
+    let endpoint = |(n, weight): (usize, &u32)| v1::Endpoint {
+        weight: *weight,
+        ..wire_endpoint(&format!("10.0.0.{n}"))
+    };
+    let endpoints = (1..).zip(weights).map(endpoint).collect();
     let changes = [
         service_change(&service("ns/a", &[("", 80)])),
         slice("ns/a-1", "ns/a", ("", 80), endpoints),
@@ -139,4 +152,235 @@ fn who_asks_to_be_left_alone_is_while_another_is_there_unless_a_hash_leads_to_it
         assert_eq!(picked.expect("somebody").id, one.id, "{algorithm:?}");
         assert!(called(&cluster, at(62))[0] > 0, "{algorithm:?}: its time is over");
     }
+}
+
+const SHARED: [Algorithm; 4] =
+    [Algorithm::PeakEwma, Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random];
+
+/// An answer with this status, which asks for a minute.
+fn asks(status: u16) -> Answer {
+    let answer = Answer::new(AttemptOutcome::Overloaded, Duration::from_millis(1));
+    Answer { status, push_back: Some(Duration::from_secs(60)), ..answer }
+}
+
+fn well() -> Answer {
+    Answer::new(AttemptOutcome::Success, Duration::from_millis(1))
+}
+
+/// Of a thousand first attempts, how many went to each.
+fn thousand(cluster: &Cluster, now: Tick) -> Vec<usize> {
+    let mut rng = SeededRng::new(11);
+    let picked: Vec<_> = (0..1_000).map(|_| cluster.pick(now, &mut rng, &[]).expect("somebody").id).collect();
+    let set = cluster.endpoints();
+    set.all().iter().map(|one| picked.iter().filter(|id| **id == one.id).count()).collect()
+}
+
+#[test]
+fn nobody_has_more_than_twice_its_share_since_others_ask_to_be_left_alone() {
+    let at = |seconds| Tick::ZERO.after(Duration::from_secs(seconds));
+    for algorithm in SHARED {
+        let cluster = fleet(algorithm, &[1; 10]);
+        let set = cluster.endpoints();
+        for asking in 1..=10 {
+            // Other requests are answered well: nothing but the wish speaks against it.
+            [asks(503), well()]
+                .iter()
+                .for_each(|answer| drop(cluster.record(&set.all()[asking - 1], answer, at(1))));
+            let to = thousand(&cluster, at(3));
+            let told = format!("{algorithm:?}, {asking} ask: {to:?}");
+            let (asked, others) = to.split_at(asking);
+            assert!(others.iter().all(|calls| *calls < 240), "{told}");
+            assert_eq!(asked.iter().all(|calls| *calls == 0), asking <= 5, "{told}");
+            if asking > 5 {
+                assert!(asked.iter().all(|calls| *calls > 30), "{told}");
+                // Half of their weight, as long as somebody has not asked.
+                let all: usize = asked.iter().sum();
+                let expected = if asking == 10 { 1_000 } else { 1_000 * asking / (20 - asking) };
+                assert!(all.abs_diff(expected) < 80, "{told}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_that_has_most_of_the_weight_is_not_left_alone_by_the_others() {
+    let at = |seconds| Tick::ZERO.after(Duration::from_secs(seconds));
+    for algorithm in SHARED {
+        let cluster = fleet(algorithm, &[1, 1, 8]);
+        let set = cluster.endpoints();
+        [asks(503), well()].iter().for_each(|answer| drop(cluster.record(&set.all()[2], answer, at(1))));
+        let to = thousand(&cluster, at(3));
+        assert!(to[2] > 500 && to[2] < 760, "{algorithm:?}: four of six, {to:?}");
+        // The two have a fifth of the weight.
+        drop(cluster.record(&set.all()[2], &well(), at(62)));
+        set.all()[..2].iter().for_each(|one| {
+            [asks(503), well()].iter().for_each(|answer| drop(cluster.record(one, answer, at(62))));
+        });
+        assert_eq!(thousand(&cluster, at(64)), [0, 0, 1_000], "{algorithm:?}");
+    }
+}
+
+#[test]
+fn a_limit_that_others_do_not_meet_takes_no_more_than_half_of_an_endpoint_s_weight() {
+    let at = |seconds| Tick::ZERO.after(Duration::from_secs(seconds));
+    for algorithm in SHARED {
+        for (status, then, least, most) in
+            [(429, &[][..], 0, 0), (429, &[well()], 180, 420), (503, &[well()], 0, 0)]
+        {
+            let cluster = fleet(algorithm, &[1, 1]);
+            let set = cluster.endpoints();
+            [&[asks(status)], then]
+                .concat()
+                .iter()
+                .for_each(|answer| drop(cluster.record(&set.all()[0], answer, at(1))));
+            let to = thousand(&cluster, at(3));
+            assert!((least..=most).contains(&to[0]), "{algorithm:?}, {status}, {then:?}: {to:?}");
+            assert!(thousand(&cluster, at(62))[0] > 0, "{algorithm:?}: its time is over");
+        }
+    }
+}
+
+#[test]
+fn a_repeat_goes_to_the_one_of_ten_that_has_not_asked_to_be_left_alone() {
+    let now = Tick::ZERO.after(Duration::from_secs(3));
+    for algorithm in SHARED {
+        for status in [429, 503] {
+            let cluster = fleet(algorithm, &[1; 10]);
+            let set = cluster.endpoints();
+            for one in &set.all()[1..] {
+                [asks(status), well()].iter().for_each(|answer| drop(cluster.record(one, answer, now)));
+            }
+            let mut rng = SeededRng::new(11);
+            let tried = [set.all()[1].id];
+            let picked = (0..100).map(|_| cluster.pick(now, &mut rng, &tried).expect("somebody").id);
+            assert!(picked.eq([set.all()[0].id; 100]), "{algorithm:?}, {status}");
+        }
+    }
+}
+
+#[test]
+fn who_is_out_cannot_stand_for_those_who_ask() {
+    let at = |seconds| Tick::ZERO.after(Duration::from_secs(seconds));
+    for algorithm in SHARED {
+        let cluster = fleet_in_panic_below(50, algorithm, &[1; 4]);
+        let set = cluster.endpoints();
+        for one in &set.all()[..2] {
+            [asks(503), well()].iter().for_each(|answer| drop(cluster.record(one, answer, at(1))));
+        }
+        assert_eq!(thousand(&cluster, at(3))[..2], [0; 2], "{algorithm:?}: two of four are left");
+        set.all()[3].stats.standing.eject_until(at(100).as_nanos());
+        let to = thousand(&cluster, at(3));
+        assert!(to[0] > 0 && to[1] > 0 && to[3] == 0, "{algorithm:?}: one of three is, {to:?}");
+    }
+}
+
+#[test]
+fn what_one_that_asks_has_under_way_weighs_twice() {
+    let at = |seconds| Tick::ZERO.after(Duration::from_secs(seconds));
+    let cluster = fleet(Algorithm::LeastRequest, &[1; 3]);
+    let set = cluster.endpoints();
+    for one in &set.all()[1..] {
+        [asks(503), well()].iter().for_each(|answer| drop(cluster.record(one, answer, at(1))));
+    }
+    let _three: Vec<_> = (0..3).map(|_| set.all()[0].begin()).collect();
+    let _two: Vec<_> = (0..2).map(|_| set.all()[1].begin()).collect();
+    let _four: Vec<_> = (0..4).map(|_| set.all()[2].begin()).collect();
+    let to = thousand(&cluster, at(3));
+    // Whoever meets it has less to do, although two are fewer than three.
+    assert!(to[0] > 600 && to[1] > 0 && to[2] < 50, "{to:?}");
+    assert!(thousand(&cluster, at(62))[0] < 400, "without wishes it beats the third alone");
+}
+
+/// Two endpoints behind a gate of their own, since nobody else has one.
+fn gated(algorithm: Algorithm) -> Arc<Cluster> {
+    let overload = v1::Overload {
+        adaptive_concurrency: Some(v1::overload::AdaptiveConcurrency {
+            min_concurrency: 1,
+            max_concurrency: 1,
+            ..Default::default()
+        }),
+        queue: Some(v1::overload::Queue { max_requests: Some(0), ..Default::default() }),
+        ..Default::default()
+    };
+    let traffic = v1::TrafficPolicy {
+        algorithm: wire(algorithm).into(),
+        overload: Some(overload),
+        ..Default::default()
+    };
+    let changes = [
+        service_change(&service("ns/a", &[("", 80)])),
+        slice("ns/a-1", "ns/a", ("", 80), vec![wire_endpoint("10.0.0.1"), wire_endpoint("10.0.0.2")]),
+        policy_change(traffic),
+    ];
+    Arc::clone(build(&mut SnapshotBuilder::new(), changes).cluster(&key("ns/a", 80)).expect("a cluster"))
+}
+
+/// So many come to its gate while there is no room.
+fn sent_away(cluster: &Cluster, count: usize, now: Tick) {
+    use crate::overload::{Entered, Priority};
+
+    let (gate, overload) = cluster.guard().expect("it has one");
+    let enter = || gate.enter(overload, Priority::Default, now, || |_| {});
+    let Ok(Entered::Passed(pass)) = enter() else { panic!("the first goes on") };
+    assert!((0..count).all(|_| enter().is_err()));
+    drop(pass);
+}
+
+#[test]
+fn who_rests_is_asked_once_in_a_while_where_the_others_send_requests_away() {
+    let at = |millis| Tick::ZERO.after(Duration::from_millis(millis));
+    let cluster = gated(Algorithm::PeakEwma);
+    let set = cluster.endpoints();
+    let hung = &set.all()[0];
+    // It rests for four seconds.
+    drop(cluster.record(hung, &Answer::new(AttemptOutcome::Failure, Duration::from_secs(1)), at(1_000)));
+    let asked = |now| thousand(&cluster, now)[0];
+    assert_eq!(asked(at(1_100)), 0);
+    sent_away(&cluster, 19, at(1_100));
+    assert_eq!(asked(at(1_100)), 0, "too few to pay for it");
+    sent_away(&cluster, 1, at(1_100));
+    assert_eq!(asked(at(1_100)), 1);
+    sent_away(&cluster, 40, at(1_200));
+    assert_eq!(asked(at(2_099)), 0, "a second ago");
+    assert_eq!(asked(at(2_100)), 1);
+    assert_eq!(asked(at(3_200)), 0, "nobody was sent away since");
+    // What was under way says nothing, and neither does it make its rest longer that one more fails.
+    let answer = |took| Answer::new(AttemptOutcome::Success, Duration::from_millis(took));
+    drop(cluster.record(hung, &answer(2_000), at(3_300)));
+    drop(cluster.record(hung, &Answer::new(AttemptOutcome::Failure, Duration::from_secs(1)), at(3_300)));
+    assert!(hung.stats.is_resting(at(4_999)) && !hung.stats.is_resting(at(5_000)));
+    drop(cluster.record(hung, &answer(50), at(3_400)));
+    assert!(!hung.stats.is_resting(at(3_400)), "it is well again");
+    assert!(asked(at(3_500)) > 300);
+}
+
+#[test]
+fn a_repeat_does_not_find_out_who_rests_nor_does_who_has_asked_to_be_left_alone() {
+    let now = Tick::ZERO.after(Duration::from_secs(1));
+    let cluster = gated(Algorithm::PeakEwma);
+    let set = cluster.endpoints();
+    let failure = Answer::new(AttemptOutcome::Failure, Duration::from_secs(1));
+    drop(cluster.record(&set.all()[0], &failure, now));
+    sent_away(&cluster, 20, now);
+    let picked = cluster.pick(now, &mut SeededRng::new(1), &[7]).expect("somebody");
+    assert_eq!(picked.id, set.all()[1].id);
+    drop(cluster.record(&set.all()[0], &asks(503), now));
+    assert_eq!(thousand(&cluster, now)[0], 0);
+}
+
+/// A failure that comes after it begins another rest, of which nobody has found anything out.
+#[test]
+fn what_was_sent_in_one_rest_does_not_end_the_next() {
+    let at = |millis| Tick::ZERO.after(Duration::from_millis(millis));
+    let cluster = gated(Algorithm::PeakEwma);
+    let set = cluster.endpoints();
+    let hung = &set.all()[0];
+    let failure = Answer::new(AttemptOutcome::Failure, Duration::from_secs(1));
+    drop(cluster.record(hung, &failure, at(1_000)));
+    sent_away(&cluster, 20, at(1_000));
+    assert_eq!(thousand(&cluster, at(1_000))[0], 1);
+    drop(cluster.record(hung, &failure, at(6_000)));
+    let late = Answer::new(AttemptOutcome::Success, Duration::from_millis(4_900));
+    drop(cluster.record(hung, &late, at(6_100)));
+    assert!(hung.stats.is_resting(at(6_200)));
 }

@@ -40,13 +40,16 @@ impl Cluster {
             skipped("this proxy calls a part of the endpoints, of which it is none")
         } else if regard.tried.contains(&endpoint.id) {
             skipped("it was tried before")
-        } else if regard.wants_rest(endpoint) {
+        } else if regard.among_its_own(endpoint).is_left_alone(endpoint) {
             skipped("it has asked to be left alone for a while")
-        } else if self.algorithm == Algorithm::PeakEwma && endpoint.stats.is_resting(regard.now) {
+        } else if self.algorithm == Algorithm::PeakEwma && endpoint.stats.load.is_resting(regard.now) {
             skipped("it rests after a failure")
-        } else if regard.share(endpoint) < balance::WHOLE {
-            let percent = regard.share(endpoint).div_ceil(10);
+        } else if regard.begun(endpoint) < balance::WHOLE {
+            let percent = regard.begun(endpoint).div_ceil(10);
             (Outcome::Noted, format!("a candidate that has just begun: {percent} % of its weight").into())
+        } else if regard.among_its_own(endpoint).is_halved(endpoint) {
+            let why = "a candidate for half of its weight: it has asked to be left alone, and the others cannot do all its work";
+            (Outcome::Noted, why.into())
         } else {
             (Outcome::Noted, "a candidate too".into())
         }

@@ -197,12 +197,12 @@ fn an_endpoint_is_taken_at_its_word_but_not_for_ever() {
         to_repeat: false,
     };
     load.record(&busy(3), at(0));
-    assert!(load.is_resting(at(2_999)) && !load.is_resting(at(3_001)));
+    assert!(load.wants_rest(at(2_999)) && !load.wants_rest(at(3_001)));
     load.record(&busy(1), at(100));
-    assert!(load.is_resting(at(2_999)), "the later of two words counts");
+    assert!(load.wants_rest(at(2_999)), "the later of two words counts");
     load.record(&busy(86_400), at(3_000));
-    assert!(load.is_resting(at(62_999)) && !load.is_resting(at(63_001)));
     assert!(load.wants_rest(at(62_999)) && !load.wants_rest(at(63_001)));
+    assert!(!load.is_resting(at(62_999)), "that is no rest after a failure");
     load.record(&failed(1), at(64_000));
     assert!(load.is_resting(at(64_001)) && !load.wants_rest(at(64_001)), "nobody has asked for this one");
 }
@@ -226,10 +226,31 @@ fn what_an_endpoint_asks_for_counts_though_it_rests_for_longer() {
     assert!(failing.wants_rest(at(millis + 1_999)) && !failing.wants_rest(at(millis + 2_000)));
     // Of those that were under way one more asks; its failure changes nothing.
     failing.record(&asks(1), at(millis + 500));
+    assert!(!failing.is_resting(at(millis + 3_201)), "it was sent before the rest");
     assert!(failing.wants_rest(at(millis + 2_499)) && !failing.wants_rest(at(millis + 2_500)));
     failing.record(&asks(1), at(millis + 4_000));
     failing.forget();
     assert!(!failing.wants_rest(at(millis + 4_001)), "it is another instance that has asked");
+}
+
+#[test]
+fn a_limit_concerns_others_until_one_of_them_is_answered_well() {
+    for (status, is_unwell) in [(429, false), (503, true), (0, true)] {
+        let load = Load::default();
+        load.record(&Answer { status, push_back: Some(MS(2_000)), ..failed(1) }, at(0));
+        assert!(load.is_unwell(at(1_999)) && !load.is_unwell(at(2_000)), "{status}");
+        load.record(&answered(10), at(100));
+        assert_eq!(load.is_unwell(at(1_999)), is_unwell, "{status}");
+        assert!(load.wants_rest(at(1_999)), "{status}: it has asked all the same");
+        load.record(&failed(1), at(200));
+        assert!(load.is_unwell(at(1_999)) && !load.is_unwell(at(2_000)), "{status}");
+        load.forget();
+        load.record(&failed(1), at(300));
+        assert!(!load.is_unwell(at(1_999)), "{status}: it is another instance that has asked");
+        let limited = Answer { status: 429, push_back: Some(MS(2_000)), ..failed(1) };
+        [limited, answered(10)].iter().for_each(|answer| load.record(answer, at(400)));
+        assert!(!load.is_unwell(at(1_999)), "{status}: for itself too");
+    }
 }
 
 /// Milliseconds that an endpoint rests after so many quick failures in a row.

@@ -237,6 +237,11 @@ impl Gate {
         self.state.lock().changes.cause(now)
     }
 
+    /// How many were sent away so far.
+    pub(crate) fn sent_away(&self) -> u64 {
+        self.state.lock().limiter.shed().0
+    }
+
     /// That requests begin to be sent away, or that this is over, for log and metric: what has come of it since somebody
     /// asked, the oldest first.
     pub fn changes(&self) -> impl Iterator<Item = GateChange> + use<> {

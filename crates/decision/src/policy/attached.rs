@@ -45,7 +45,7 @@ impl Attached {
             list.sort_by(|a, b| a.origin.precedence(&b.origin).then_with(|| a.name.cmp(&b.name)));
             list.dedup_by(|a, b| Arc::ptr_eq(a, b));
         }
-        let limits = before.limits.of(map.values().flatten().map(|policy| &policy.origin));
+        let limits = before.limits.of(map.values().flatten());
         let new = Self { at: map, breakers: RouteBreakers::default(), limits };
         let of_routes = new.at.keys().filter(|target| target.kind == TargetKind::HttpRoute);
         let said = of_routes.filter_map(|target| {
@@ -238,26 +238,41 @@ fn laid(said: &[Traffic<'_>]) -> v1::TrafficPolicy {
     messages.fold(v1::TrafficPolicy::default(), |merged, wider| merged.or(wider))
 }
 
-/// Limits with their counts, by the policy that is narrowest of those that have a word in each: as long as that one stays as
-/// it is and the numbers do, counting goes on.
+/// Limits with their counts, by the policy that is narrowest of those that have a word in each: as long as that one is there
+/// and the numbers stay as they are, counting goes on, whatever else of it is changed.
 #[derive(Debug, Default)]
-struct RateLimits(Mutex<HashMap<usize, SmallVec<[Arc<RateLimit>; 1]>>>);
+struct RateLimits {
+    by_author: Mutex<HashMap<usize, SmallVec<[Arc<RateLimit>; 1]>>>,
+    /// Where the author of each policy that says a limit lies.
+    authors: HashMap<Arc<str>, usize>,
+}
 
 impl RateLimits {
     /// Those of policies that are still there, as far as anybody still goes by them.
-    fn of<'o>(&self, origins: impl Iterator<Item = &'o Arc<Origin>>) -> Self {
-        let before = self.0.lock();
-        let kept = origins.filter_map(|origin| {
-            let place = place(origin);
-            let used = before.get(&place)?.iter().filter(|limit| Arc::strong_count(limit) > 1);
-            Some((place, used.cloned().collect()))
+    fn of<'o>(&self, policies: impl Iterator<Item = &'o Arc<PolicySpec>>) -> Self {
+        let before = self.by_author.lock();
+        let mut authors = HashMap::new();
+        let limiting = policies.filter(
+            |policy| matches!(&policy.said, Said::Traffic(said) if said.requests.rate_limit.is_some()),
+        );
+        let kept = limiting.filter_map(|policy| {
+            let place = place(&policy.origin);
+            authors.insert(Arc::clone(&policy.name), place);
+            let known = before.get(self.authors.get(&policy.name)?)?;
+            let used = known.iter().filter(|limit| Arc::strong_count(limit) > 1);
+            let goes_on = |limit: &Arc<RateLimit>| match Arc::ptr_eq(&limit.origin, &policy.origin) {
+                true => Arc::clone(limit),
+                false => Arc::new(limit.said_by(&policy.origin)),
+            };
+            Some((place, used.map(goes_on).collect()))
         });
-        Self(Mutex::new(kept.collect()))
+        let by_author = Mutex::new(kept.collect());
+        Self { by_author, authors }
     }
 
     fn limit(&self, words: &Words<v1::RateLimit>) -> Arc<RateLimit> {
         let origin = words.origin();
-        let mut all = self.0.lock();
+        let mut all = self.by_author.lock();
         let of = all.entry(place(origin)).or_default();
         if let Some(known) = of.iter().find(|known| known.spec == words.made) {
             return Arc::clone(known);

@@ -215,6 +215,57 @@ fn a_merged_rate_limit_counts_on_while_its_policy_and_its_numbers_stay() {
 }
 
 #[test]
+fn a_rate_limit_counts_on_while_something_else_of_its_policy_is_edited() {
+    let mut builder = SnapshotBuilder::new();
+    build(&mut builder, world());
+    let mut version = 0;
+    let mut step = |per_ms, attempts, target: Option<v1::policy::Target>| {
+        let spec = v1::TrafficPolicy {
+            rate_limit: Some(v1::RateLimit {
+                requests: 5,
+                per_ms,
+                burst: 5,
+                fair_share: Some(true),
+                ..Default::default()
+            }),
+            ..retries(attempts)
+        };
+        version += 1;
+        let source = source("TrafficPolicy", "p/r", 0);
+        let message = v1::Policy {
+            source: source.map(|source| v1::Source {
+                generation: version,
+                line: 7,
+                file: "f".into(),
+                ..source
+            }),
+            targets: target.into_iter().collect(),
+            spec: Some(v1::policy::Spec::Traffic(spec)),
+        };
+        let change = match message.targets.is_empty() {
+            true => Change::remove::<v1::Policy>("TrafficPolicy/p/r"),
+            false => Change::upsert("TrafficPolicy/p/r", &version.to_string(), &message),
+        };
+        let snapshot = build(&mut builder, [change]);
+        let request = OwnedRequest::get("h", "/one");
+        let Routed::Matched(m) = snapshot.bindings()[0].route(&request, None, &mut NoReasons) else {
+            panic!("it has a rule");
+        };
+        let limit = m.policy().rate_limit()?;
+        assert_eq!(limit.origin.generation, version, "who reads of it is told where it says so now");
+        Some(limit.ask("caller", Tick::ZERO).remaining)
+    };
+    let route = || Some(target("HTTPRoute", "app/r", ""));
+    assert_eq!(step(60_000, 0, route()), Some(4));
+    assert_eq!(step(60_000, 1, route()), Some(3), "another part of it");
+    assert_eq!(step(60_000, 1, Some(target("Gateway", "infra/gw", ""))), Some(2), "where it is attached");
+    assert_eq!(step(70_000, 1, route()), Some(4), "other numbers");
+    assert_eq!(step(70_000, 2, route()), Some(3));
+    assert_eq!(step(70_000, 2, None), None);
+    assert_eq!(step(70_000, 2, route()), Some(4), "one that was gone is new");
+}
+
+#[test]
 fn a_fault_of_two_policies_is_told_by_who_says_each_kind_of_it() {
     use v1::fault_injection::{Abort, Delay, abort::With};
     let fault = |said| v1::TrafficPolicy { fault_injection: Some(said), ..nothing() };

@@ -105,7 +105,13 @@ pub(crate) fn without_status() -> Failure {
 /// What became of a call whose status came late. A caller who left has heard enough.
 pub(crate) fn of_end(ended: Result<(), &Failure>, grpc_status: Option<u8>, took: Duration) -> Answer {
     let code = u16::from(grpc_status.unwrap_or(UNKNOWN));
-    match ended.map_err(|failure| of_failure(failure, took)) {
+    // A stream of gRPC may have nothing to say for long.
+    let said = |failure: &Failure| {
+        Some(failure)
+            .filter(|one| one.cause != Cause::StreamIdleTimeout)
+            .and_then(|one| of_failure(one, took))
+    };
+    match ended.map_err(said) {
         Err(Some(answer)) => answer,
         Err(None) => Answer { status: 200, ..Answer::new(AttemptOutcome::Success, took) },
         Ok(()) => Answer { status: status_of_grpc(code), ..Answer::new(AttemptOutcome::of_grpc(code), took) },
@@ -129,9 +135,10 @@ pub(crate) fn of_failure(failure: &Failure, took: Duration) -> Option<Answer> {
     let of_endpoint = match failure {
         Failure { retry: Retry::Reused, .. } | Failure { is_hasty: true, .. } => false,
         Failure { fault: Fault::Upstream, .. } => true,
-        Failure { cause, .. } => {
-            matches!(cause, Cause::PerTryTimeout | Cause::RequestTimeout | Cause::DeadlineExceeded)
-        }
+        Failure { cause, .. } => matches!(
+            cause,
+            Cause::PerTryTimeout | Cause::RequestTimeout | Cause::DeadlineExceeded | Cause::StreamIdleTimeout
+        ),
     };
     of_endpoint.then(|| Answer::new(AttemptOutcome::Failure, took))
 }
@@ -139,12 +146,9 @@ pub(crate) fn of_failure(failure: &Failure, took: Duration) -> Option<Answer> {
 /// What a failure says that has broken off an answer whose head was good; `None`: nothing. `took`: the time to the head, and to
 /// this. Who stands still until a time of ours is over has cost all of that time.
 pub(crate) fn of_break(failure: &Failure, (took, whole): (Duration, Duration)) -> Option<Answer> {
-    match (failure.fault, failure.cause) {
-        (Fault::Local, Cause::StreamIdleTimeout) if !failure.is_hasty => {
-            Some(Answer::new(AttemptOutcome::Failure, whole))
-        }
-        (Fault::Local, _) => of_failure(failure, whole),
-        (Fault::Upstream | Fault::Downstream, _) => of_failure(failure, took),
+    match failure.fault {
+        Fault::Local => of_failure(failure, whole),
+        Fault::Upstream | Fault::Downstream => of_failure(failure, took),
     }
 }
 
@@ -284,6 +288,8 @@ mod tests {
         let broken = Failure::upstream(Cause::UpstreamReset, Retry::No);
         assert_eq!(of(Err(&broken), None), AttemptOutcome::Failure);
         assert_eq!(of(Err(&Failure::downstream(Cause::DownstreamReset)), None), AttemptOutcome::Success);
+        let silent = Failure::local(Cause::StreamIdleTimeout);
+        assert_eq!(of(Err(&silent), None), AttemptOutcome::Success, "it may have nothing to say");
     }
 
     #[test]
@@ -307,7 +313,9 @@ mod tests {
     fn only_what_is_the_endpoint_s_fault_is_held_against_it() {
         let of = |failure: Failure| of_failure(&failure, Duration::ZERO).is_some();
         assert!(of(Failure::upstream(Cause::ConnectFailure, Retry::NothingSent)));
-        for time_out in [Cause::PerTryTimeout, Cause::RequestTimeout, Cause::DeadlineExceeded] {
+        let time_outs =
+            [Cause::PerTryTimeout, Cause::RequestTimeout, Cause::DeadlineExceeded, Cause::StreamIdleTimeout];
+        for time_out in time_outs {
             assert!(of(Failure::local(time_out)), "{time_out}");
         }
         assert!(!of(Failure::upstream(Cause::UpstreamClosed, Retry::Reused)), "a stale connection");

@@ -131,7 +131,11 @@ pub(crate) async fn response(
     }
     let ended = exchange.is_end();
     conn.say_whether_last(down);
-    down.send_head(head, ended).map_err(|error| Failure::of_downstream(&error))?;
+    if let Err(error) = down.send_head(head, ended) {
+        let failure = Failure::of_downstream(&error);
+        attempts.ended(if ended { Ok(()) } else { Err(&failure) }, journey.record.grpc_status);
+        return Err(failure);
+    }
     if ended {
         down.end(None);
     }

@@ -281,18 +281,47 @@ fn only_peak_ewma_passes_by_who_has_failed_while_another_of_the_zone_has_not() {
 }
 
 #[test]
-fn a_zone_all_of_which_asks_to_be_left_alone_is_unless_a_hash_leads_there() {
+fn a_zone_all_of_which_asks_to_be_left_alone_is_by_repeats_unless_a_hash_leads_there() {
     let answer = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
     let asks = Answer { push_back: Some(Duration::from_secs(30)), ..answer };
     for of in ALGORITHMS {
         let world = world(&three_zones(), algorithm(of));
         let own = world.endpoints("z0");
+        let is_repeated_here = |seconds| {
+            let wanted = Wanted { tried: &[own[0].id], hash: Some(7), ..Wanted::default() };
+            let mut rng = SeededRng::new(11);
+            let picked = world.cluster.pick_explained(at(seconds), &mut rng, &wanted, &mut NoReasons);
+            *picked.expect("one").zone == *"z0"
+        };
         own[1..].iter().for_each(|one| drop(world.cluster.record(one, &asks, at(1))));
-        assert_eq!(world.share("z0", at(2)), 1_000, "{of:?}: one has not asked");
+        assert_eq!(world.share("z0", at(2)), 1_000, "{of:?}: most of it ask");
         drop(world.cluster.record(&own[0], &asks, at(1)));
-        let is_left = world.share("z0", at(2)) == 0;
-        assert_eq!(is_left, of.shape().is_none(), "{of:?}");
-        assert_eq!(world.share("z0", at(32)), 1_000, "{of:?}: its time is over");
+        assert_eq!(world.share("z0", at(2)), 1_000, "{of:?}: nobody knows how large the next one is");
+        assert_eq!(is_repeated_here(2), of.shape().is_some(), "{of:?}");
+        assert!(is_repeated_here(32), "{of:?}: its time is over");
+    }
+}
+
+/// Nobody knows whether who has not asked can do all the work of the others.
+#[test]
+fn in_each_zone_as_many_are_left_alone_as_the_others_of_it_can_stand_for() {
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+    let asks = Answer { push_back: Some(Duration::from_secs(30)), status: 503, ..well };
+    for of in ALGORITHMS.into_iter().filter(|of| of.shape().is_none()) {
+        let world = world(&three_zones(), algorithm(of));
+        let own = world.endpoints("z0");
+        for asking in 1..=4 {
+            drop(world.cluster.record(&own[asking - 1], &asks, at(1)));
+            let mut rng = SeededRng::new(11);
+            let picked: Vec<_> =
+                (0..400).map(|_| world.cluster.pick(at(2), &mut rng, &[]).expect("one").id).collect();
+            let count = |one: &Arc<Endpoint>| picked.iter().filter(|id| **id == one.id).count();
+            let to: Vec<_> = own.iter().map(count).collect();
+            assert_eq!(to.iter().sum::<usize>(), 400, "{of:?}: {asking} ask");
+            let asked = &to[..asking];
+            assert_eq!(asked.iter().all(|calls| *calls == 0), asking <= 2, "{of:?}: {to:?}");
+            assert_eq!(asked.iter().all(|calls| *calls > 0), asking > 2, "{of:?}: {to:?}");
+        }
     }
 }
 

@@ -63,6 +63,9 @@ impl Attempts<'_> {
                     exchange.ran_out(self.began, self.conn.worker.now());
                 }
                 exchange.abort();
+                // Who owes a part of the request keeps its endpoint waiting, and a call of gRPC need not say anything for long.
+                let failure =
+                    if body.is_passed_on() && !journey.is_grpc() { failure } else { silent(failure) };
                 Err(held_up(failure, self.behind.get(), &self.spent()))
             }
         }
@@ -156,7 +159,7 @@ impl Attempts<'_> {
     }
 
     fn without_connection(&self, failure: Failure, pool: &EndpointPool) -> Failure {
-        let failure = unsent(in_vain(failure, self.behind.get(), pool, &self.spent()));
+        let failure = unsent(in_vain(silent(failure), self.behind.get(), pool, &self.spent()));
         if let (Cause::MaxConnections, Target::Service { cluster, .. }) = (failure.cause, self.target) {
             cluster.connection_refused();
         }
@@ -180,4 +183,10 @@ impl Attempts<'_> {
         .await;
         done.inspect_err(|failure| self.conn.worker.connect_failed(failure.cause))
     }
+}
+
+/// That nothing came for so long is no fault of the endpoint's.
+fn silent(failure: Failure) -> Failure {
+    let is_hasty = failure.is_hasty || failure.cause == Cause::StreamIdleTimeout;
+    Failure { is_hasty, ..failure }
 }

@@ -2,27 +2,32 @@
 //!
 //! *HTTP.* How long it took is told with the head, so that a download does not delay what the balancer knows. What became of it
 //! is told with its end, or when it has [gone on](GOES_ON) for a while: a stream may last for days. Breaks it off afterwards, that
-//! is one failure more.
+//! is one failure more. A caller who leaves while it [comes](FLOWS) has seen that it was good so far: whose callers leave most of
+//! their answers would else be known by its failures alone.
 //!
 //! *gRPC.* The head of a call says nothing but that somebody is there; how it went comes with the trailers.
 //!
 //! *Trials.* Others wait for the end of a call that tries an endpoint, or a service. So the head is enough where it is a stream
-//! of gRPC; one of HTTP has [`PATIENCE`], if nothing of it comes.
+//! of gRPC; one of HTTP has [`PATIENCE`], if nothing of it comes. Nobody knows how long a stream may be silent; of one that says how
+//! long it is nothing is known by then, and another one tries.
 
 use std::task::Context;
 use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{Answer, AttemptOutcome, Ticket};
+use meshwork_http1::{KnownName, ResponseHead};
 
 use super::Attempts;
-use crate::error::Failure;
+use crate::error::{Failure, Fault};
 use crate::request::answer;
 use crate::request::route::Target;
 use crate::timers::Timer;
 
 /// What of an answer still comes so long after its head shows that its endpoint is well.
 const GOES_ON: Duration = Duration::from_secs(1);
+/// An answer of which nothing has come for so long stands still: who leaves it then may have given up.
+const FLOWS: Duration = Duration::from_millis(250);
 /// So long others wait for the end of an answer of which nothing comes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -33,8 +38,12 @@ pub(super) struct Late {
     head: Tick,
     /// That of HTTP; absent for a call of gRPC, whose status is to come.
     status: Option<u16>,
+    /// When some of it was passed on last.
+    came: Option<Tick>,
     /// It was well so far, and that was told.
     stands: bool,
+    /// It has said how long it is: it is no stream that may be silent.
+    is_bounded: bool,
     /// When others have waited for long enough. Only trials have one: they are few.
     patience: Option<Box<Timer>>,
 }
@@ -44,19 +53,31 @@ impl Late {
         let status = self.status.unwrap_or(200);
         Answer { status, ..Answer::new(AttemptOutcome::Success, self.took) }
     }
+
+    fn flows(&self, now: Tick) -> bool {
+        self.came.is_some_and(|came| now.since(came) < FLOWS)
+    }
 }
 
 impl Attempts<'_> {
     /// The head of a call of gRPC is there, of which the trailers will say how it went.
     pub(super) fn call_begins(&mut self, took: Duration, now: Tick) {
-        let late = Late { took, head: now, status: None, stands: false, patience: None };
+        let late = Late {
+            took,
+            head: now,
+            status: None,
+            came: None,
+            stands: false,
+            is_bounded: false,
+            patience: None,
+        };
         // Nobody else waits to try what answers, however long its stream lasts.
         self.settle(&late.well(), now);
         self.late = Some(late);
     }
 
     /// A good head is there, and more will follow.
-    pub(super) fn answer_begins(&mut self, answer: &Answer, now: Tick) {
+    pub(super) fn answer_begins(&mut self, response: &ResponseHead, answer: &Answer, now: Tick) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
         cluster.begun(endpoint, answer, now);
         let is_trial = self.trial.is_some()
@@ -64,14 +85,24 @@ impl Attempts<'_> {
             || self.by_route.as_deref().is_some_and(Ticket::is_trial);
         let patience = is_trial.then(|| Box::new(self.conn.worker.timers.start(PATIENCE)));
         let status = Some(answer.status);
-        self.late = Some(Late { took: answer.took, head: now, status, stands: false, patience });
+        let is_bounded = response.fields.known(KnownName::ContentLength).is_some();
+        self.late = Some(Late {
+            took: answer.took,
+            head: now,
+            status,
+            came: None,
+            stands: false,
+            is_bounded,
+            patience,
+        });
     }
 
     /// Something of the answer has come.
     #[inline]
     pub(crate) fn answer_goes_on(&mut self, now: Tick) {
-        let lasts = |late: &Late| late.status.is_some() && !late.stands && now.since(late.head) >= GOES_ON;
-        if self.late.as_ref().is_some_and(lasts) {
+        let Some(late) = &mut self.late else { return };
+        late.came = Some(now);
+        if late.status.is_some() && !late.stands && now.since(late.head) >= GOES_ON {
             self.stands(now);
         }
     }
@@ -81,7 +112,20 @@ impl Attempts<'_> {
     pub(crate) fn poll_patience(&mut self, cx: &mut Context<'_>) {
         let patience = self.late.as_mut().and_then(|late| late.patience.as_mut());
         if patience.is_some_and(|timer| timer.poll(cx).is_ready()) {
-            self.stands(self.conn.worker.now());
+            self.lasts_too_long();
+        }
+    }
+
+    #[cold]
+    fn lasts_too_long(&mut self) {
+        match &mut self.late {
+            Some(late) if late.is_bounded => {
+                late.patience = None;
+                self.trial = None;
+                self.ticket.take_if(|ticket| ticket.is_trial());
+                self.by_route.take_if(|ticket| ticket.is_trial());
+            }
+            _ => self.stands(self.conn.worker.now()),
         }
     }
 
@@ -123,6 +167,9 @@ impl Attempts<'_> {
                 Some(broken) => Some(broken),
                 // A caller who has left, and what is ours, says nothing but what was seen before.
                 None if late.stands => None,
+                None if failure.fault == Fault::Downstream && late.flows(now) => {
+                    return self.left_in_answer(late, now);
+                }
                 None => return self.let_go(),
             },
         };
@@ -132,6 +179,16 @@ impl Attempts<'_> {
             self.tell_end(&answer, now);
         }
         self.conclude(|_| true, &answer, now);
+    }
+
+    /// Its caller has left it, and it was good so far. Who waits for the end of a trial has not heard enough.
+    fn left_in_answer(&mut self, late: &Late, now: Tick) {
+        let well = late.well();
+        self.conclude(|ticket| !ticket.is_trial(), &well, now);
+        if self.trial.is_none() {
+            self.tell_end(&well, now);
+        }
+        self.let_go();
     }
 
     fn tell_end(&self, answer: &Answer, now: Tick) {
