@@ -1,6 +1,6 @@
 //! `meshwork explain --host …`: what would become of a request, and why; `meshwork explain MW1042`: the page of an error
-//! code; with `--live` what becomes of the next one that comes; `meshwork explain TRACE_ID`: what became of one that is
-//! over.
+//! code; with `--live` what becomes of the next one that comes; `meshwork explain TRACE_ID`: what became of one, or who
+//! it waits for.
 
 mod live;
 mod recorded;
@@ -25,7 +25,7 @@ struct Pages;
 #[derive(clap::Args, Debug)]
 #[command(group = clap::ArgGroup::new("what").args(["code", "host", "live"]).required(true).multiple(true))]
 pub(crate) struct Arguments {
-    /// The trace or request id of a request that is over; or an error code, as MW1042
+    /// The trace or request id of a request, over or under way; or an error code, as MW1042
     #[arg(value_name = "ID|CODE", conflicts_with_all = ["host", "live"])]
     code: Option<String>,
     #[command(flatten)]

@@ -30,7 +30,7 @@ use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
 use crate::poll_time::PollTime;
 use crate::pressure::Memory;
-use crate::recorder::{Recalled, Recorder, Wanted};
+use crate::recorder::{self, Recalled, Recorder, Roll, Wanted};
 use crate::splice::Pipes;
 use crate::timers::Timers;
 use crate::upstream::open::{endpoint_of, is_app};
@@ -65,7 +65,7 @@ pub(crate) enum Command {
     StopAccepting(oneshot::Sender<()>),
     /// Finish what runs and what callers send before they can know. Comes when no worker accepts any more.
     Drain,
-    /// Tell what is kept of these requests, and since when failures are.
+    /// Tell what is kept of these requests, and since when failures are; where that is wanted, which are under way too.
     Recall(Arc<Wanted>, oneshot::Sender<Recalled>),
     /// End now, and add how much that cuts off.
     Stop(Arc<AtomicUsize>),
@@ -148,6 +148,7 @@ pub(crate) struct Worker {
     series: RefCell<HashMap<u64, Rc<RequestSeries>, BuildId>>,
     log: RefCell<AccessLogWriter>,
     pub(crate) recorder: Recorder,
+    pub(crate) roll: Roll,
     /// When it learns from a request what such take.
     pub(crate) turn: Turn,
     pub(crate) memory: Memory,
@@ -179,6 +180,7 @@ impl Worker {
             buffer: RefCell::default(),
             view: RefCell::new(View::new(shared.snapshot.load_full())),
             recorder: Recorder::new(&shared.settings.recorder, shared.settings.workers, &metrics),
+            roll: Roll::default(),
             turn: Turn::default(),
             memory: Memory::new(
                 shared.settings.max_memory,
@@ -213,10 +215,12 @@ impl Worker {
         self.pools.clear();
     }
 
-    /// What is kept of these requests, and since when.
-    fn recall(&self, wanted: &Wanted) -> Recalled {
+    /// What is kept of these requests, and since when; and what is under way of them.
+    async fn recall(self: &Rc<Self>, wanted: &Arc<Wanted>) -> Recalled {
         self.shared.observer.traces.note_wanted(wanted);
-        Recalled { found: self.recorder.recall(wanted), oldest: self.recorder.oldest() }
+        let under_way =
+            if wanted.are_under_way() { recorder::roll_call(self, wanted).await } else { Vec::new() };
+        Recalled { found: self.recorder.recall(wanted), oldest: self.recorder.oldest() }.and(under_way)
     }
 
     /// Waits until nothing is left that was told to finish.
@@ -437,7 +441,7 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 Some(Command::DrainLeftBehind) => worker.others.drain_left_behind(),
                 Some(Command::Recall(wanted, answer)) => {
                     // Who asked may have stopped waiting.
-                    let _ = answer.send(worker.recall(&wanted));
+                    let _ = answer.send(worker.recall(&wanted).await);
                 }
                 Some(Command::Recheck) => recheck(&worker),
                 Some(Command::DrainInbound(ending, done)) => {

@@ -304,7 +304,7 @@ async fn a_response_that_nothing_replaces_in_the_end_has_one_outcome() {
     let line = lines.iter().find(|line| line.contains("circuit_breaker")).unwrap();
     let line: serde_json::Value = serde_json::from_str(line).unwrap();
     let request_id = line["request_id"].as_str().unwrap().to_owned();
-    let kept = harness.engine.recall(0, &v1::Recall { request_id, trace_id: String::new() }).await.await;
+    let kept = harness.engine.recall(0, &v1::Recall { request_id, ..v1::Recall::default() }).await.await;
     let [attempt] = &kept[0].attempts[..] else { panic!("one attempt: {kept:?}") };
     assert_eq!((attempt.status, &*attempt.cause), (503, ""), "{kept:?}");
 }
