@@ -173,7 +173,8 @@ pub(crate) async fn response(
     match moved {
         Ok(()) if body.is_sent() => exchange.finish(conn.worker.now()),
         Ok(()) => exchange.abort(),
-        Err(mut failure) => {
+        Err(failure) => {
+            let mut failure = deadlines.or_over(failure);
             exchange.abort();
             failure.is_hasty |= passing.reader.excuses(&failure, body, head, journey);
             // What has come whole is whole, whoever has left before it was read.

@@ -52,7 +52,12 @@ impl Attempts<'_> {
         }
         let waited = self.waited.take().then(|| self.conn.worker.now());
         journey.opened(waited, exchange.born());
-        match transfer::until_head(journey, &mut exchange, down, body, response, deadlines).await {
+        let answered = transfer::until_head(journey, &mut exchange, down, body, response, deadlines).await;
+        let answered = match answered {
+            Ok(()) => deadlines.unless_over(response, journey.is_grpc()),
+            Err(failure) => Err(deadlines.or_over(failure)),
+        };
+        match answered {
             Ok(()) => {
                 deadlines.answered();
                 Ok(exchange)
