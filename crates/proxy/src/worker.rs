@@ -351,21 +351,26 @@ impl Worker {
     #[cold]
     fn breaker_changed(&self, whose: &Whose, change: BreakerChange) {
         let (state, cause) = (change.state.as_str(), change.cause.as_str());
+        // Nobody takes what refuses nobody for an outage.
+        let refuses = !whose.only_observes();
         let (metric, of) = match whose {
             Whose::Service(cluster) => {
                 let (service, port) = (&*cluster.name, cluster.key.port);
-                tracing::info!(service, port, state, cause, "circuit breaker changed");
+                let what = changed("circuit breaker", refuses);
+                tracing::info!(service, port, state, cause, refuses, "{what}");
                 (&inventory::BREAKER_CHANGES, service)
             }
             Whose::Endpoint(cluster, endpoint) => {
                 let (service, port) = (&*cluster.name, cluster.key.port);
                 let (instance, address) = (&*endpoint.instance, endpoint.address());
-                tracing::info!(service, port, instance, %address, state, cause, "circuit breaker of an endpoint changed");
+                let what = changed("circuit breaker of an endpoint", refuses);
+                tracing::info!(service, port, instance, %address, state, cause, refuses, "{what}");
                 (&inventory::ENDPOINT_BREAKER_CHANGES, service)
             }
             Whose::Route(route) => {
                 let route = &*route.name;
-                tracing::info!(route, state, cause, "circuit breaker of a route changed");
+                let what = changed("circuit breaker of a route", refuses);
+                tracing::info!(route, state, cause, refuses, "{what}");
                 (&inventory::ROUTE_BREAKER_CHANGES, route)
             }
         };
@@ -409,6 +414,12 @@ impl Worker {
         known.insert(key, Rc::clone(&series));
         series
     }
+}
+
+/// What is logged of a circuit breaker that changes.
+fn changed(what: &str, refuses: bool) -> String {
+    let how = if refuses { "changed" } else { "would change, and refuses nobody: its policy only observes" };
+    format!("{what} {how}")
 }
 
 /// Runs a worker until it is told to stop, or has drained.
@@ -521,4 +532,16 @@ fn recheck(worker: &Rc<Worker>) {
         connections.close_denied(|peer| bundle.check_denied(peer).is_err());
     }
     worker.pools.close_denied(|peer| bundle.check_denied(peer).is_err());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_breaker_that_only_observes_is_not_logged_as_one_that_refuses() {
+        assert_eq!(changed("circuit breaker of a route", true), "circuit breaker of a route changed");
+        let told = changed("circuit breaker", false);
+        assert_eq!(told, "circuit breaker would change, and refuses nobody: its policy only observes");
+    }
 }
