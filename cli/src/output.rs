@@ -130,6 +130,11 @@ pub(crate) fn value(format: Format, value: &impl Serialize) -> Result<(), Box<dy
 /// # Errors
 /// The system refuses the bytes.
 pub(crate) fn table(headers: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> io::Result<()> {
+    print(&tabled(headers, rows))
+}
+
+/// Rows below headers.
+pub(crate) fn tabled(headers: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table
         .load_style(NOTHING)
@@ -141,8 +146,7 @@ pub(crate) fn table(headers: &[&str], rows: impl IntoIterator<Item = Vec<String>
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    let text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-    print(&text)
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// Tells on stderr what went wrong, with its causes.

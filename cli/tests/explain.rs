@@ -5,6 +5,8 @@
 #[path = "explain/related.rs"]
 mod related;
 mod support;
+#[path = "explain/under_way.rs"]
+mod under_way;
 #[path = "explain/usual.rs"]
 mod usual;
 

@@ -7,7 +7,9 @@ mod support;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 use support::process::HTTP;
 use support::{Gateway, PATIENCE, Upstream, command, exchange, until, yaml};
@@ -232,4 +234,62 @@ fn rates_success_latencies_and_breakers_of_services() {
     );
     assert!(!table.contains('\x1b'), "a pipe gets plain text");
     assert_eq!(top(&["--once", "--namespace", "other"]).lines().count(), 1);
+}
+
+/// A terminal of 24 lines with 60 columns; what is shown there comes out.
+const TERMINAL: &str = "
+import fcntl, os, pty, struct, sys, termios
+pid, terminal = pty.fork()
+if pid == 0:
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 60, 0, 0))
+    os.execv(sys.argv[1], sys.argv[1:])
+while True:
+    try: shown = os.read(terminal, 4096)
+    except OSError: break
+    if not shown: break
+    os.write(1, shown)
+";
+
+#[test]
+fn on_a_terminal_lines_end_with_it_and_who_watches_goes_on_when_the_other_side_starts_anew() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let upstream = Upstream::start("web");
+    let mut gateway = shop(&upstream);
+    assert_eq!(status(&gateway, "/web", ""), 200);
+    let mut child = std::process::Command::new(python)
+        .args([
+            "-c",
+            TERMINAL,
+            support::MESHWORK,
+            "top",
+            "--interval",
+            "200ms",
+            "--server",
+            &gateway.server(),
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let shown = Arc::new(Mutex::new(String::new()));
+    let (mut out, seen) = (child.stdout.take().unwrap(), Arc::clone(&shown));
+    std::thread::spawn(move || {
+        let mut chunk = [0; 4096];
+        while let Ok(count @ 1..) = out.read(&mut chunk) {
+            seen.lock().push_str(&String::from_utf8_lossy(&chunk[..count]));
+        }
+    });
+    let shows = |what: &str| {
+        until(what, || shown.lock().contains(what).then_some(()));
+        std::mem::take(&mut *shown.lock())
+    };
+    let tables = shows("default/dead");
+    let lines = tables.replace("\x1b[H\x1b[2J", "");
+    assert!(lines.lines().all(|line| line.chars().count() <= 60), "{lines}");
+    assert!(lines.contains("SERVICE") && !lines.contains("OVERLOAD"), "{lines}");
+    gateway.restart(|_| drop(shows("error: ")), &[]);
+    gateway.ready();
+    shows("default/dead");
+    drop(child.kill());
+    drop(child.wait());
 }

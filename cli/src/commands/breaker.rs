@@ -166,7 +166,7 @@ fn row(service: &Value, standing: &Value) -> Vec<String> {
         Value::Null => (String::new(), String::new()),
         _ => (
             format!("{}, {} failed, {} slow", breaker["calls"], breaker["failed"], breaker["slow"]),
-            breaker["rejected"].to_string(),
+            rejected(breaker),
         ),
     };
     let name = format!("{}/{}", text(&service["namespace"]), text(&service["name"]));
@@ -204,6 +204,14 @@ fn headroom(standing: &Value) -> String {
     told.collect::<Vec<_>>().join(", ")
 }
 
+/// Calls that were refused, and those that only a policy that observes has let through.
+fn rejected(breaker: &Value) -> String {
+    match breaker["wouldReject"].as_u64() {
+        None | Some(0) => breaker["rejected"].to_string(),
+        Some(spared) => format!("{}, {spared} would be", breaker["rejected"]),
+    }
+}
+
 /// The state that calls meet, and why.
 fn state(breaker: &Value) -> String {
     let text = |name: &str| breaker[name].as_str().unwrap_or_default();
@@ -212,6 +220,16 @@ fn state(breaker: &Value) -> String {
     }
     match (text("state"), text("mode")) {
         ("", _) => String::new(),
+        (state, "observe") if !matches!(text("rates"), "" | "closed") => {
+            let left = breaker["openMsLeft"].as_u64().filter(|left| *left > 0);
+            let left = left.map(|_| format!(", {}", seconds(&breaker["openMsLeft"], "over")));
+            format!(
+                "{state} (observe: would be {}, {}{})",
+                text("rates"),
+                text("cause"),
+                left.unwrap_or_default()
+            )
+        }
         (state, mode @ ("observe" | "forced_open" | "forced_closed")) => format!("{state} ({mode})"),
         (state, _) if text("cause").is_empty() => state.to_owned(),
         ("open", _) => format!("open ({}, {})", text("cause"), seconds(&breaker["openMsLeft"], "over")),
@@ -314,6 +332,13 @@ mod tests {
     }
 
     #[test]
+    fn what_would_be_refused_is_told_beside_what_is() {
+        assert_eq!(rejected(&json!({"rejected": 3, "wouldReject": 33})), "3, 33 would be");
+        assert_eq!(rejected(&json!({"rejected": 3, "wouldReject": 0})), "3");
+        assert_eq!(rejected(&json!({"rejected": 3})), "3", "an older control plane");
+    }
+
+    #[test]
     fn an_order_says_how_many_it_has_reached_and_who_is_cut_off() {
         let all = json!({"proxies": ["a", "b"], "silent": [], "unable": [], "notConnected": []});
         assert_eq!(reach(&all), "2 proxies");
@@ -335,6 +360,14 @@ mod tests {
             state(json!({"state": "closed", "mode": "observe", "cause": "failure_rate"})),
             "closed (observe)"
         );
+        let observed = |rates: &str, left: u64| {
+            state(json!({
+                "state": "closed", "rates": rates, "mode": "observe", "cause": "failure_rate", "openMsLeft": left,
+            }))
+        };
+        assert_eq!(observed("closed", 0), "closed (observe)");
+        assert_eq!(observed("open", 2500), "closed (observe: would be open, failure_rate, 2.5 s left)");
+        assert_eq!(observed("half_open", 0), "closed (observe: would be half_open, failure_rate)");
         assert_eq!(state(json!({"state": "closed", "mode": "enforce", "cause": ""})), "closed");
         assert_eq!(state(Value::Null), "");
     }

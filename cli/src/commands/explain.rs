@@ -1,6 +1,6 @@
 //! `meshwork explain --host …`: what would become of a request, and why; `meshwork explain MW1042`: the page of an error
-//! code; with `--live` what becomes of the next one that comes; `meshwork explain TRACE_ID`: what became of one that is
-//! over.
+//! code; with `--live` what becomes of the next one that comes; `meshwork explain TRACE_ID`: what became of one, or who
+//! it waits for.
 
 mod live;
 mod recorded;
@@ -25,7 +25,7 @@ struct Pages;
 #[derive(clap::Args, Debug)]
 #[command(group = clap::ArgGroup::new("what").args(["code", "host", "live"]).required(true).multiple(true))]
 pub(crate) struct Arguments {
-    /// The trace or request id of a request that is over; or an error code, as MW1042
+    /// The trace or request id of a request, over or under way; or an error code, as MW1042
     #[arg(value_name = "ID|CODE", conflicts_with_all = ["host", "live"])]
     code: Option<String>,
     #[command(flatten)]
@@ -200,6 +200,13 @@ fn steps(answer: &Value, marks: bool) -> Vec<String> {
     lines
 }
 
+/// What a policy answers to some of the requests, where it does.
+fn injected(backend: &Value) -> String {
+    let some = backend["verdict"]["failingPercent"].as_u64().filter(|percent| *percent > 0);
+    let abort = some.and_then(|_| backend["faultAbort"]["value"].as_str());
+    abort.map(|abort| format!(", but a policy answers {abort}")).unwrap_or_default()
+}
+
 fn verdict(answer: &Value) -> String {
     let verdict = &answer["verdict"];
     let failure = |verdict: &Value| {
@@ -226,7 +233,7 @@ fn verdict(answer: &Value) -> String {
                     let but = if fails {
                         format!(", which fails: {}", failure(&backend["verdict"]))
                     } else {
-                        String::new()
+                        injected(backend)
                     };
                     // What does not resolve has none.
                     let port = backend["port"].as_u64().filter(|port| *port > 0);
@@ -236,5 +243,26 @@ fn verdict(answer: &Value) -> String {
                 .collect();
             format!("forwarded to {}", told.join("; "))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_policy_answers_a_part_of_the_requests_is_in_the_last_word() {
+        let told = |failing: u64| {
+            verdict(&json!({
+                "verdict": {"outcome": "forwarded"},
+                "backends": [{
+                    "service": "shop/web", "port": 80, "weight": 1, "faultAbort": {"value": "status 418 to 50 % of the requests"},
+                    "verdict": {"outcome": "forwarded", "failingPercent": failing},
+                }],
+            }))
+        };
+        let injected = ", but a policy answers status 418 to 50 % of the requests";
+        assert_eq!(told(50), format!("forwarded to shop/web:80 (100 %){injected}"));
+        assert_eq!(told(0), "forwarded to shop/web:80 (100 %)", "it is about other requests");
     }
 }

@@ -277,10 +277,24 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
+/// A rate in as many digits as tell something.
+fn pace(per_second: f64) -> String {
+    let digits = match per_second {
+        10.0.. => 0,
+        1.0.. => 1,
+        _ => 2,
+    };
+    format!("{per_second:.digits$}")
+}
+
 fn show(summary: &Summary) -> std::io::Result<()> {
     output::print(&format!(
-        "{}: {} seeds from {}, {} requests, {:.0} seeds per second\n\n",
-        summary.name, summary.seeds, summary.first_seed, summary.requests, summary.seeds_per_second
+        "{}: {} seeds from {}, {} requests, {} seeds per second\n\n",
+        summary.name,
+        summary.seeds,
+        summary.first_seed,
+        summary.requests,
+        pace(summary.seeds_per_second)
     ))?;
     let row = |name: &str, spread: &Spread, digits: usize| {
         let cell = |value: f64| format!("{value:.digits$}");
@@ -323,6 +337,11 @@ mod tests {
     use meshwork_decision::simulator::fleets;
 
     use super::*;
+
+    #[test]
+    fn a_slow_pace_is_told_too() {
+        assert_eq!([1234.4, 12.2, 3.21, 0.04].map(pace), ["1234", "12", "3.2", "0.04"]);
+    }
 
     const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/fleets");
 

@@ -2,6 +2,7 @@
 
 mod breakers;
 mod overload;
+mod screen;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
@@ -18,6 +19,7 @@ use crate::output::{self, Format};
 use crate::server::ServerArgs;
 use breakers::{Admission, Breaker, Breakers};
 use overload::{Kept, Overload};
+use screen::Screen;
 
 /// Show rates, success, latencies, circuit breakers and overload of services, live
 #[derive(clap::Args, Debug)]
@@ -125,14 +127,21 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         let mut before = ask(&client).await?;
         loop {
             tokio::time::sleep(arguments.interval).await;
-            let now = ask(&client).await?;
+            let now = match ask(&client).await {
+                // Whoever watches goes on watching: it may be a control plane that starts anew.
+                Err(error) if redraws => {
+                    output::failure(&*error);
+                    continue;
+                }
+                now => now?,
+            };
             let mut rows = rows(&before, &now);
             let wanted = arguments.namespace.as_ref().map(|namespace| format!("{namespace}/"));
             rows.retain(|row| wanted.as_ref().is_none_or(|wanted| row.service.starts_with(wanted)));
             if redraws {
                 output::clear()?;
             }
-            show(arguments, &rows, &now)?;
+            show(arguments, rows, &now, if redraws { Screen::of_stdout() } else { None })?;
             // An empty line parts the tables, and tells whether somebody still reads.
             if arguments.once || !output::line("")? {
                 return Ok(ExitCode::SUCCESS);
@@ -146,20 +155,38 @@ async fn ask(client: &Client) -> Result<Top, Box<dyn std::error::Error>> {
     Ok(client.json(http::Method::GET, "/v1/top", &[], Bytes::new()).await?)
 }
 
-fn show(arguments: &Arguments, rows: &[Row], now: &Top) -> Result<(), Box<dyn std::error::Error>> {
+fn show(
+    arguments: &Arguments,
+    mut rows: Vec<Row>,
+    now: &Top,
+    screen: Option<Screen>,
+) -> Result<(), Box<dyn std::error::Error>> {
     match arguments.output {
         Format::Json => {
             return Ok(output::print(&output::plain_json(&format!(
                 "{}\n",
-                serde_json::to_string(&told(rows, now))?
+                serde_json::to_string(&told(&rows, now))?
             )))?);
         }
         Format::Yaml => {
             output::print("---\n")?;
-            return output::value(Format::Yaml, &told(rows, now));
+            return output::value(Format::Yaml, &told(&rows, now));
         }
         Format::Table => {}
     }
+    let left_out = screen.as_ref().map_or(0, |screen| screen.keep(&mut rows));
+    let text = table(&rows);
+    output::print(&screen.as_ref().map_or_else(|| text.clone(), |screen| screen.cut(&text)))?;
+    if left_out > 0 {
+        output::print(&format!("… and {left_out} more, that do less and well; -n shows one namespace\n"))?;
+    }
+    if !now.silent.is_empty() {
+        output::note(&format!("no answer from {}", now.silent.join(", ")));
+    }
+    Ok(())
+}
+
+fn table(rows: &[Row]) -> String {
     let number = |value: Option<f64>, digits: usize| {
         value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
     };
@@ -190,11 +217,7 @@ fn show(arguments: &Arguments, rows: &[Row], now: &Top) -> Result<(), Box<dyn st
         "HELD BACK %",
         "OVERLOAD",
     ];
-    output::table(&head, cells)?;
-    if !now.silent.is_empty() {
-        output::note(&format!("no answer from {}", now.silent.join(", ")));
-    }
-    Ok(())
+    output::tabled(&head, cells)
 }
 
 #[derive(Clone, Default)]
@@ -256,6 +279,12 @@ fn rows(before: &Top, now: &Top) -> Vec<Row> {
 }
 
 impl Row {
+    /// Whether calls fail, or a breaker is not closed.
+    fn is_in_trouble(&self) -> bool {
+        let is_open = |state: &String| !state.starts_with("closed") || state.contains("would be");
+        self.success.is_some_and(|percent| percent < 100.0) || self.breakers.keys().any(is_open)
+    }
+
     fn of_route(route: &str, breakers: Breakers) -> Self {
         Self {
             kind: Some("HTTPRoute"),

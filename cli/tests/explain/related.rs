@@ -22,6 +22,33 @@ spec:
 ---
 ";
 
+const KEPT: &str = "
+apiVersion: meshwork.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: kept}
+spec:
+  targetRefs: [{group: '', kind: Service, name: front}]
+  rateLimit: {requests: 10000, per: 1s}
+  overload: {adaptiveConcurrency: {minConcurrency: 50, maxConcurrency: 50}}
+---
+";
+
+/// What the sidecar of whoever is called keeps from its application is told of a request that is not sent.
+fn is_foretold(platform: &Platform) {
+    let output = platform.command(&["explain", "--host", "shop", "-o", "json"]);
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let inbound = &answer["backends"][0]["inbound"];
+    for (key, phase, value) in
+        [("rateLimit", "rate limit", "10000 requests in 1s"), ("overload", "overload", "50 at once, ")]
+    {
+        let said = &inbound[key];
+        assert!(said["value"].as_str().is_some_and(|is| is.starts_with(value)), "{key}: {answer:#}");
+        assert_eq!(said["source"]["name"], "default/kept");
+        let mut steps = answer["steps"].as_array().unwrap().iter();
+        assert!(steps.any(|step| step["phase"] == phase), "{phase}: {answer:#}");
+    }
+}
+
 fn hop<'a>(answer: &'a Value, side: &str, service: &str) -> Option<&'a Value> {
     let mut hops = answer["hops"].as_array()?.iter();
     hops.find(|hop| hop["side"] == side && hop["service"] == format!("default/{service}:80"))
@@ -65,7 +92,7 @@ fn who_was_quick_below_a_slow_request_is_told_long_after_others_came() {
     let platform = Platform::new();
     let resources = platform.data.path().join("resources");
     std::fs::create_dir(&resources).unwrap();
-    let edge = [yaml::EDGE, &yaml::route("shop", ROUTES), DENIED].concat();
+    let edge = [yaml::EDGE, &yaml::route("shop", ROUTES), DENIED, KEPT].concat();
     std::fs::write(resources.join("edge.yaml"), edge).unwrap();
     assert_ok(&platform.up(&["--no-shop", "--resources", resources.to_str().unwrap()]));
     let app = |service, place, takes, asks, recorder: &[&str]| {
@@ -105,4 +132,5 @@ fn who_was_quick_below_a_slow_request_is_told_long_after_others_came() {
     // What belongs to nothing that was slow has gone from there.
     assert!(hop(&explained(&platform, 100), "inbound", "back").is_none());
     is_refused(&platform);
+    is_foretold(&platform);
 }

@@ -99,6 +99,8 @@ struct Breaker {
     /// Percent of its calls that may fail, or be slow, beyond those that do; absent: rates decide nothing.
     headroom_percent: Option<u32>,
     rejected: u64,
+    /// Calls that it has let through since its policy only observes.
+    would_reject: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -166,6 +168,7 @@ impl Breaker {
             slow: told.slow,
             headroom_percent: told.headroom_percent,
             rejected: told.rejected,
+            would_reject: told.would_reject,
         }
     }
 }

@@ -73,7 +73,7 @@ pub(super) struct Verdict {
     pub(super) location: Option<String>,
     /// The policy that refuses it.
     pub(super) policy: Option<String>,
-    /// How many percent of such requests fail because their backend does.
+    /// How many percent of such requests fail because their backend does, or a policy answers instead of it.
     pub(super) failing_percent: u64,
 }
 
@@ -298,6 +298,9 @@ pub(super) struct Inbound {
     pub(super) spiffe_id: String,
     pub(super) mtls: &'static str,
     pub(super) app_port: u16,
+    /// What its sidecar keeps from the application.
+    pub(super) rate_limit: Option<Said>,
+    pub(super) overload: Option<Said>,
 }
 
 /// One line of the story.

@@ -16,13 +16,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use meshwork_base::{Rng as _, ThreadRng};
 use meshwork_decision::split_authority;
-use meshwork_messages::v1::{Probe, RequestFilter, request_filter::HeaderMatch};
+use meshwork_messages::v1::{Probe, Recall, RequestFilter, request_filter::HeaderMatch};
 use meshwork_process::{Problem, parse_duration};
 use meshwork_xds::server::{Observed, Observing};
 use serde::{Deserialize, Serialize};
 
 use super::ask::{bad, spiffe_id};
-use super::{Explainer, body_of, probe};
+use super::{Explainer, body_of, probe, recorded};
 use crate::codes;
 pub(super) use gather::{Gathered, node_of, record};
 pub(crate) use hop::Hop;
@@ -136,7 +136,7 @@ fn filter(ask: &Ask, explainer: &Explainer) -> Result<RequestFilter, Problem> {
     })
 }
 
-/// Waits for one hop of a request, then for the others.
+/// Waits for one hop of a request, then for the others. What has not ended by then is told as far as it has come.
 async fn wait(explainer: &Explainer, mut observing: Observing, patience: Duration) -> Result<Live, Problem> {
     let hub = explainer.plane.hub();
     let probe = observing.probe();
@@ -145,7 +145,11 @@ async fn wait(explainer: &Explainer, mut observing: Observing, patience: Duratio
         proxies.filter(|proxy| proxy.connected && proxy.probes.contains(&probe)).map(|proxy| proxy.node.id)
     };
     let first: Option<Observed> = tokio::time::timeout(patience, observing.next()).await.ok().flatten();
-    let Some(first) = first else {
+    let mut under_way = Vec::new();
+    if first.is_none() {
+        under_way = recorded::under_way(hub, Recall { probe, ..Recall::default() }).await;
+    }
+    let Some(first) = first.or_else(|| under_way.pop()) else {
         let detail =
             format!("none came within {patience:?} that matches; {} proxies looked", looking().count());
         return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "no such request")
@@ -153,6 +157,7 @@ async fn wait(explainer: &Explainer, mut observing: Observing, patience: Duratio
             .code(codes::NO_REQUEST_IN_TIME));
     };
     let mut gathered = Gathered::new(first);
+    under_way.into_iter().for_each(|hop| gathered.add(hop));
     let rest = async {
         while !gathered.missing(&looking().collect()).is_empty() {
             match observing.next().await {
@@ -163,6 +168,10 @@ async fn wait(explainer: &Explainer, mut observing: Observing, patience: Duratio
     };
     // A hop may be lost with its proxy: the others are told without it.
     let _ = tokio::time::timeout(GRACE, rest).await;
+    let (trace, request) = gathered.ids();
+    let of_it =
+        Recall { trace_id: trace.unwrap_or_default(), request_id: request.unwrap_or_default(), probe };
+    recorded::under_way(hub, of_it).await.into_iter().for_each(|hop| gathered.add(hop));
     let missing = gathered.missing(&looking().collect());
     let silent = hub.proxies().into_iter().filter(|proxy| {
         proxy.connected && !proxy.node.features.iter().any(|is| is == meshwork_messages::OBSERVE)

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use meshwork_decision::{
     Abort, AuthorizationPolicy, BreakerMode, Cause, CircuitBreaker, Cluster, FaultInjection, ForcedBy,
-    HedgeDelay, Matched, Overload, OwnedRequest, RateLimit, RetryPolicy, Share, Sources, is_idempotent,
+    HealthProbe, HedgeDelay, InboundPort, Matched, Overload, OwnedRequest, RateLimit, RetryPolicy, Share,
+    Sources, is_idempotent,
 };
 use meshwork_resources::RetryOn;
 
@@ -69,9 +70,10 @@ pub(super) fn retry(
     };
     let on = on(policy);
     let why = format!(
-        "up to {} more attempts on {}{}{}",
+        "up to {} more attempts on {}{}{}{}",
         policy.attempts,
         called_for(policy).join(", "),
+        bounds(policy),
         unless_idempotent(policy, method),
         words::by(sources, "retry")
     );
@@ -88,6 +90,12 @@ pub(super) fn retry(
         source: words::narrowest(sources, "retry"),
         sources: words::by_field(sources, "retry"),
     })
+}
+
+/// How long an attempt is waited for, and how many there may be beside requests.
+fn bounds(policy: &RetryPolicy) -> String {
+    let time = policy.per_try_timeout.map(|time| format!(", each of at most {time:?}")).unwrap_or_default();
+    format!("{time}; {} % of the requests may be retries", policy.budget.percent)
 }
 
 /// What calls for another attempt, in the words of a policy.
@@ -139,8 +147,24 @@ fn on(policy: &RetryPolicy) -> Vec<&'static str> {
 }
 
 /// How much may be under way; none where nothing is limited.
-pub(super) fn limits(cluster: &Cluster, sources: &Sources) -> Option<Limits> {
+pub(super) fn limits(cluster: &Cluster, sources: &Sources, story: &mut Story) -> Option<Limits> {
     let limits = cluster.limits;
+    let each = [
+        ("connections", limits.max_connections, limits.max_connections_per_endpoint),
+        ("requests that wait", limits.max_pending_requests, limits.max_pending_requests_per_endpoint),
+        ("requests", limits.max_requests, limits.max_requests_per_endpoint),
+        ("retries", limits.max_retries, limits.max_retries_per_endpoint),
+    ];
+    let told = each.iter().flat_map(|(what, all, one)| {
+        let all = all.map(|all| format!("{all} {what}"));
+        let one = one.map(|one| format!("{one} {what} to one endpoint"));
+        all.into_iter().chain(one)
+    });
+    let told: Vec<String> = told.collect();
+    if !told.is_empty() {
+        let why = format!("at most {}{}", told.join(", "), words::by(sources, "limits"));
+        story.tell("limits", cluster.key.to_string(), "noted", why);
+    }
     (limits != meshwork_decision::Limits::default()).then(|| Limits {
         max_connections: limits.max_connections,
         max_pending_requests: limits.max_pending_requests,
@@ -154,6 +178,64 @@ pub(super) fn limits(cluster: &Cluster, sources: &Sources) -> Option<Limits> {
         },
         sources: words::by_field(sources, "limits"),
     })
+}
+
+/// What takes single endpoints out of the balancer.
+pub(super) fn ejection(cluster: &Cluster, sources: &Sources, story: &mut Story) {
+    if let Some(policy) = &cluster.outlier_detection {
+        let rows = [
+            (policy.consecutive_5xx, "failures in a row"),
+            (policy.consecutive_gateway_failure, "gateway errors in a row"),
+            (
+                if policy.split_external_local_origin_errors {
+                    policy.consecutive_local_origin_failure
+                } else {
+                    0
+                },
+                "failures of local origin in a row",
+            ),
+        ];
+        let rows = rows.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        let rates = [
+            policy.success_rate.is_some().then(|| "a success rate below the others'".to_owned()),
+            policy.failure_percentage.as_ref().map(|is| format!("{} % failures", is.threshold)),
+        ];
+        let told: Vec<String> = rows.chain(rates.into_iter().flatten()).collect();
+        let (time, most) = (policy.base_ejection_time, policy.max_ejection_percent);
+        let by = words::by(sources, "outlier_detection");
+        let why = format!(
+            "for {time:?} at first after {}, of at most {most} % of the endpoints{by}",
+            told.join(" or ")
+        );
+        story.tell("ejection", cluster.key.to_string(), "noted", why);
+    }
+    if let Some(check) = &cluster.health_check {
+        let what = match check.probe {
+            HealthProbe::Http { .. } => "by HTTP",
+            HealthProbe::Tcp { .. } => "by TCP",
+            HealthProbe::Grpc { .. } => "by gRPC",
+        };
+        let by = words::by(sources, "health_check");
+        let why = format!("each endpoint is asked {what} every {:?}{by}", check.interval);
+        story.tell("checks", cluster.key.to_string(), "noted", why);
+    }
+}
+
+/// What stands before the application: its sidecar keeps that.
+pub(super) fn before_application(
+    port: &InboundPort,
+    sources: &Sources,
+    story: &mut Story,
+) -> (Option<Said>, Option<Said>) {
+    let mut tell = |phase: &'static str, part: &str, said: Said| {
+        let why = format!("{}{}", said.value, words::by(sources, part));
+        story.tell(phase, &*port.sni, "noted", why);
+        said
+    };
+    let rate_limit = port.rate_limit.as_deref().map(|limit| rate_limit(limit, sources));
+    let rate_limit = rate_limit.map(|said| tell("rate limit", "rate_limit", said));
+    let overload = port.overload.as_deref().map(|overload| gate(overload, sources));
+    (rate_limit, overload.map(|said| tell("overload", "overload", said)))
 }
 
 /// What the caller keeps from a service that has no sidecars.
@@ -247,6 +329,13 @@ pub(super) fn stopped(
     let (_, sources) = breakers.find(|(policy, _)| policy.is_forced_open())?;
     let policy = sources.of("circuit_breaker.mode").map(ToString::to_string);
     Some(Verdict { policy, ..Verdict::failed(Cause::CircuitBreaker) })
+}
+
+/// How many percent of such requests are answered instead of the cluster.
+pub(super) fn aborted(matched: &Matched<'_>, cluster: &Cluster, request: &OwnedRequest) -> u64 {
+    let fault = matched.policy().fault(cluster).filter(|fault| fault.is_about(request));
+    let share = fault.and_then(|fault| fault.abort.as_ref()).map(|abort| abort.share);
+    share.map_or(0, |share| u64::from(share.numerator) * 100 / u64::from(share.denominator.max(1)))
 }
 
 fn abort(fault: &FaultInjection, sources: &Sources) -> Option<Said> {

@@ -1,5 +1,5 @@
-//! `POST /v1/explain/recorded`: a request that is over, by its trace or request id, from what the flight recorders of all
-//! proxies have kept; whose fault it was, and what could be changed.
+//! `POST /v1/explain/recorded`: a request by its trace or request id, from what the flight recorders of all proxies have
+//! kept, and from what they have under way; whose fault it was, and what could be changed.
 //!
 //! ```text
 //! id ──Recall──▶ proxies ──Observations, done──▶ hops ──gather.rs──▶ in order ──blame.rs──▶ service ──advice.rs──▶ what to do
@@ -15,6 +15,7 @@ mod pieces;
 mod side;
 #[cfg(test)]
 mod tests;
+mod under_way;
 mod unusual;
 mod waits;
 
@@ -38,6 +39,7 @@ use super::{Explainer, body_of, probe};
 use crate::codes;
 use advice::Advice;
 use blame::Blame;
+use under_way::is_under_way;
 
 /// How long proxies may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -108,11 +110,18 @@ impl Heard {
     fn add(&mut self, hop: Observed) {
         let key = |hop: &Observed| {
             let record = record(hop);
-            let request = record.request_id.clone();
-            (hop.proxy.node.id.clone(), record.side, record.start_unix_ns, record.duration_ns, request)
+            (hop.proxy.node.id.clone(), record.side, record.start_unix_ns, record.request_id.clone())
         };
-        if !self.hops.iter().any(|known| key(known) == key(&hop)) {
-            self.hops.push(hop);
+        let took = |hop: &Observed| record(hop).duration_ns;
+        // What was under way has lasted longer when it is told again, or has ended meanwhile.
+        let is_again = |known: &&mut Observed| {
+            let lasts = is_under_way(known) || is_under_way(&hop);
+            (lasts || took(known) == took(&hop)) && key(known) == key(&hop)
+        };
+        match self.hops.iter_mut().find(is_again) {
+            Some(known) if is_under_way(known) => *known = hop,
+            Some(_) => {}
+            None => self.hops.push(hop),
         }
     }
 
@@ -146,7 +155,7 @@ async fn ask_proxies(hub: &Hub, id: &str) -> Result<Heard, Problem> {
     let trace = TraceId::parse(lower.as_bytes()).map(|_| lower).unwrap_or_default();
     let mut heard = Heard::default();
     let mut asked = BTreeSet::from([String::new(), trace.clone(), id.to_owned()]);
-    let mut recall = Recall { trace_id: trace, request_id: id.to_owned() };
+    let mut recall = Recall { trace_id: trace, request_id: id.to_owned(), ..Recall::default() };
     for _ in 0..ROUNDS {
         ask_once(hub, recall, &mut heard).await?;
         let new = |ids: fn(&Observed) -> &String| {
@@ -155,6 +164,7 @@ async fn ask_proxies(hub: &Hub, id: &str) -> Result<Heard, Problem> {
         let next = Recall {
             trace_id: new(|hop| &record(hop).trace_id),
             request_id: new(|hop| &record(hop).request_id),
+            ..Recall::default()
         };
         if next == Recall::default() {
             break;
@@ -163,6 +173,15 @@ async fn ask_proxies(hub: &Hub, id: &str) -> Result<Heard, Problem> {
         recall = next;
     }
     Ok(heard)
+}
+
+/// What proxies have under way of these requests, as far as they can be asked.
+pub(super) async fn under_way(hub: &Hub, recall: Recall) -> Vec<Observed> {
+    let mut heard = Heard::default();
+    // When as many ask as may, what has ended is told without.
+    let _ = ask_once(hub, recall, &mut heard).await;
+    heard.hops.retain(is_under_way);
+    heard.hops
 }
 
 async fn ask_once(hub: &Hub, recall: Recall, heard: &mut Heard) -> Result<(), Problem> {

@@ -342,7 +342,7 @@ impl<'a> Run<'a> {
             self.story.tell("backend", subject, "refused", cause.as_str());
             return Verdict::failed(cause);
         }
-        let (mut drawn, mut failing, mut worst) = (0, 0, None);
+        let (mut drawn, mut failing, mut shares, mut worst) = (0, 0, 0, None);
         for backend in &rule.backends {
             let weight = u64::from(backend.weight);
             if weight == 0 {
@@ -368,6 +368,7 @@ impl<'a> Run<'a> {
                 }
             };
             drawn += weight;
+            shares += weight * verdict.failing_percent;
             if verdict.outcome == "failed" {
                 failing += weight;
                 worst = Some(verdict);
@@ -375,7 +376,7 @@ impl<'a> Run<'a> {
         }
         match worst {
             Some(verdict) if failing == total => verdict,
-            _ => Verdict { failing_percent: failing * 100 / total, ..Verdict::of("forwarded") },
+            _ => Verdict { failing_percent: shares / total, ..Verdict::of("forwarded") },
         }
     }
 
@@ -436,7 +437,8 @@ impl<'a> Run<'a> {
         view.timeouts = Some(policy::timeouts(matched, cluster, &sources, &mut self.story));
         view.retry = policy::retry(matched, cluster, &sources, &request.method, &mut self.story);
         policy::hedge(matched, cluster, &sources, &mut self.story);
-        view.limits = policy::limits(cluster, &sources);
+        view.limits = policy::limits(cluster, &sources, &mut self.story);
+        policy::ejection(cluster, &sources, &mut self.story);
         view.circuit_breaker = policy::breaker(cluster, &sources, &mut self.story);
         view.overload = policy::overload(cluster, &sources, &mut self.story);
         view.admission_control = policy::admission(cluster, &sources, &mut self.story);
@@ -449,6 +451,7 @@ impl<'a> Run<'a> {
             view.verdict = verdict;
             return;
         }
+        view.verdict.failing_percent = policy::aborted(matched, cluster, request);
         let wanted = Wanted { hash: self.hash(cluster, request), ..Wanted::default() };
         let picked = cluster.pick_explained(Tick::ZERO, &mut SeededRng::new(0), &wanted, &mut self.story);
         let Some(endpoint) = picked else {
@@ -474,6 +477,12 @@ impl<'a> Run<'a> {
         view.inbound = Some(of_inbound(inbound, port));
         if let Some(verdict) = self.inbound(port, way.caller.as_ref(), request) {
             view.verdict = verdict;
+            return;
+        }
+        let of_port = self.builder.sources_of_inbound(&port.key);
+        let (rate_limit, overload) = policy::before_application(port, &of_port, &mut self.story);
+        if let Some(inbound) = &mut view.inbound {
+            (inbound.rate_limit, inbound.overload) = (rate_limit, overload);
         }
     }
 
@@ -580,6 +589,8 @@ fn of_inbound(inbound: &Inbound, port: &InboundPort) -> answer::Inbound {
             Mtls::Permissive => "permissive",
         },
         app_port: port.app_port,
+        rate_limit: None,
+        overload: None,
     }
 }
 

@@ -59,6 +59,8 @@ struct Breaker {
     service: String,
     port: u32,
     state: String,
+    /// What that would be if its policy did not only observe; empty: the same.
+    observed: String,
     /// `NAMESPACE/NAME` of an HTTPRoute, or `NAMESPACE/NAME/RULE`; empty: it is a service's, or an endpoint's.
     route: String,
     /// Of an endpoint: those that are not closed, and of the others the nearest to opening.
@@ -122,6 +124,7 @@ impl Proxy {
             service: is.service,
             port: is.port,
             state: is.state,
+            observed: is.observed,
             route: is.route,
             address: is.address,
             headroom_percent: is.headroom_percent,

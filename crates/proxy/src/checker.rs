@@ -234,7 +234,14 @@ impl Asked {
             return;
         }
         let (before, now) = (checks.state(), shared.clock.now());
-        let Some(says) = checks.take(&self.check, failure.is_none()) else { return };
+        let Some(says) = checks.take(&self.check, failure.is_none()) else {
+            // Who is out may be so for another reason by now.
+            if let Some(why) = failure.filter(|_| before == Checked::Unhealthy).map(Arc::new) {
+                let tell = |(_, endpoint): &Member| endpoint.check(before, Some(Arc::clone(&why)), now);
+                members.iter().for_each(tell);
+            }
+            return;
+        };
         let why = failure.clone().filter(|_| says == Checked::Unhealthy).map(Arc::new);
         for (_, endpoint) in &*members {
             endpoint.check(says, why.clone(), now);

@@ -144,6 +144,8 @@ pub(crate) struct Entry {
     /// It has had nothing to do for a while.
     rests: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    /// Somebody asks what it carries.
+    asked: Cell<bool>,
     standing: Cell<Standing>,
     /// Bytes of a head that is not whole.
     held: Cell<u32>,
@@ -332,6 +334,25 @@ impl Entry {
         self.lingers.get() && !self.link.get().is_some_and(|link| matches!(link.place, Place::Outbound(_)))
     }
 
+    /// Somebody asks what it carries, if it carries a request now: its task is woken to tell.
+    fn ask(&self) {
+        if self.phase.get() == Phase::Exchange {
+            self.asked.set(true);
+            self.wake();
+        }
+    }
+
+    /// Whether somebody asks what it carries.
+    #[inline]
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.get()
+    }
+
+    /// It was told.
+    pub(crate) fn has_told(&self) {
+        self.asked.set(false);
+    }
+
     /// Has the task woken when an order comes. Call before returning `Pending`.
     pub(crate) fn watch(&self, cx: &Context<'_>) {
         let mut waker = self.waker.borrow_mut();
@@ -458,6 +479,7 @@ impl Connections {
             lingers: Cell::new(self.lingering.get()),
             rests: Cell::new(false),
             waker: RefCell::new(None),
+            asked: Cell::new(false),
             standing: Cell::new(Standing::New),
             held: Cell::new(0),
             carries: Cell::new(false),
@@ -553,6 +575,11 @@ impl Connections {
                 entry.give(Order::Drain);
             }
         });
+    }
+
+    /// Asks all what they carry.
+    pub(crate) fn ask(&self) {
+        self.each(Entry::ask);
     }
 
     /// Ends the connections whose peer is not trusted any more.

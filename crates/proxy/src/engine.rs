@@ -328,14 +328,16 @@ impl Engine {
         }
     }
 
-    /// Asks every worker what its flight recorder has kept of these requests. The future gives what those say that answer
+    /// Asks every worker what its flight recorder has kept of these requests, and for a probe which are under way. The future gives what those say that answer
     /// in time, as observations of this probe, and last that there is nothing more.
     pub async fn recall(
         &self,
         probe: u64,
         recall: &v1::Recall,
     ) -> impl Future<Output = Vec<v1::Observation>> + Send + use<> {
-        let wanted = Arc::new(Wanted::new(recall));
+        let wanted = Wanted::new(recall);
+        // What was failed or slow is over; only who asks for it waits for more.
+        let wanted = Arc::new(if probe == 0 { wanted } else { wanted.with_under_way() });
         let mut answers = Vec::with_capacity(self.workers.len());
         for worker in &self.workers {
             let (answer, told) = oneshot::channel();

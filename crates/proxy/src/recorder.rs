@@ -13,8 +13,11 @@
 //! factor of two), and when the part is full the group that holds most loses its oldest. So a flood of one failure pushes out
 //! its own, and a flood of what is hardly slow leaves what was slowest. Each group has a place of its own as long as there is one;
 //! one that comes when all are taken shares one, and its fate.
+//!
+//! Who asks for a request hears of it also while it is under way: see `roll.rs`.
 
 mod part;
+mod roll;
 #[cfg(test)]
 mod tests;
 mod traces;
@@ -32,6 +35,7 @@ use crate::request::tried::{Held, Tried};
 use crate::upstream::pool::IdHasher;
 use crate::usual::Timing;
 use part::{Entry, Part};
+pub(crate) use roll::{Roll, SoFar, roll_call, under_way};
 pub(crate) use traces::Traces;
 
 /// Requests that one worker tells of one trace.
@@ -138,6 +142,10 @@ pub(crate) struct Recalled {
 pub(crate) struct Wanted {
     trace: Option<[u8; 16]>,
     request: Option<Vec<u8>>,
+    /// Also such as have not ended.
+    under_way: bool,
+    /// Of these those that this probe has found.
+    probe: u64,
 }
 
 impl Wanted {
@@ -147,14 +155,31 @@ impl Wanted {
         Self {
             trace: trace.map(|id| *id.as_bytes()),
             request: (!request.is_empty()).then(|| request.clone().into_bytes()),
+            under_way: false,
+            probe: recall.probe,
         }
+    }
+
+    /// Also those that are under way.
+    pub(crate) fn with_under_way(self) -> Self {
+        Self { under_way: true, ..self }
+    }
+
+    pub(crate) fn are_under_way(&self) -> bool {
+        self.under_way
+    }
+
+    fn is_of(&self, probe: Option<u64>) -> bool {
+        self.probe != 0 && probe == Some(self.probe)
     }
 
     fn is(&self, record: &Record) -> bool {
         let traced =
             self.trace.is_some_and(|wanted| record.trace_id.is_some_and(|id| *id.as_bytes() == wanted));
         let id = record.text.request_id();
-        traced || self.request.as_ref().is_some_and(|wanted| wanted[..wanted.len().min(TEXT)] == *id)
+        let cut = |id: &[u8]| id.len().min(TEXT);
+        let is_named = |wanted: &Vec<u8>| wanted[..cut(wanted)] == id[..cut(id)];
+        traced || self.request.as_ref().is_some_and(is_named)
     }
 }
 
@@ -276,6 +301,15 @@ impl Recorder {
     }
 }
 
+impl Recalled {
+    /// Those too that were under way, as far as they have not ended since.
+    pub(crate) fn and(mut self, mut under_way: Vec<v1::Observation>) -> Self {
+        under_way.retain(|told| roll::is_news(told, &self.found));
+        self.found.append(&mut under_way);
+        self
+    }
+}
+
 /// What all workers have told, as it is sent: the youngest requests, then that there is nothing more.
 pub(crate) fn answers(probe: u64, told: Vec<Recalled>) -> Vec<v1::Observation> {
     let oldest = told.iter().filter_map(|told| told.oldest).min();
@@ -293,16 +327,23 @@ pub(crate) fn answers(probe: u64, told: Vec<Recalled>) -> Vec<v1::Observation> {
 
 impl Kept {
     fn message(&self) -> v1::Observation {
-        let mut record = message::record(self.place, &self.record);
-        self.class.as_str().clone_into(&mut record.kept);
-        message::timing(&self.timing, &mut record);
-        message::held(&self.held, &mut record);
-        v1::Observation {
-            r#match: Match::Recorded.into(),
-            record: Some(record),
-            attempts: self.tried.iter().map(message::attempt).collect(),
-            ..v1::Observation::default()
+        let mut observation = told(self.place, &self.record, &self.tried, &self.held, &self.timing);
+        if let Some(record) = &mut observation.record {
+            self.class.as_str().clone_into(&mut record.kept);
         }
+        observation
+    }
+}
+
+fn told(place: Place, record: &Record, tried: &[Tried], held: &[Held], timing: &Timing) -> v1::Observation {
+    let mut record = message::record(place, record);
+    message::timing(timing, &mut record);
+    message::held(held, &mut record);
+    v1::Observation {
+        r#match: Match::Recorded.into(),
+        record: Some(record),
+        attempts: tried.iter().map(message::attempt).collect(),
+        ..v1::Observation::default()
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) fn of(record: &Record, pace: &Pace, now: Tick) -> Option<v1::Observat
     let recall = v1::Recall {
         trace_id: record.trace_id.map(|id| id.to_string()).unwrap_or_default(),
         request_id: String::from_utf8_lossy(record.text.request_id()).into_owned(),
+        ..v1::Recall::default()
     };
     Some(told(recall, Vec::new()))
 }
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     fn recall(trace: &str) -> v1::Recall {
-        v1::Recall { trace_id: trace.to_owned(), request_id: String::new() }
+        v1::Recall { trace_id: trace.to_owned(), ..v1::Recall::default() }
     }
 
     #[test]

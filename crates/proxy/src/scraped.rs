@@ -3,7 +3,9 @@
 use std::sync::{Arc, Weak};
 
 use meshwork_base::{Clock as _, Tick};
-use meshwork_decision::{BreakerState, Checked, Cluster, Guard, Limited, Priority, RouteBreaker, Shed};
+use meshwork_decision::{
+    BreakerMode, BreakerState, BreakerView, Checked, Cluster, Guard, Limited, Priority, RouteBreaker, Shed,
+};
 use meshwork_messages::v1;
 use meshwork_telemetry::{Samples, inventory};
 
@@ -99,6 +101,9 @@ fn of_breakers(cluster: &Cluster, now: Tick, labels: [&str; 2], samples: &mut Sa
     if view.mode.is_some() || view.refused > 0 {
         samples.tell(&inventory::BREAKER_REJECTED, &labels, view.refused);
     }
+    if observes(&view) {
+        samples.tell(&inventory::BREAKER_SPARED, &labels, view.spared);
+    }
     if let Some(view) = cluster.admissions(now) {
         samples.tell(&inventory::ADMISSION_REJECTED, &labels, view.refused);
         samples.tell(&inventory::ADMISSION_PERCENT, &labels, view.rejection_percent.into());
@@ -137,9 +142,17 @@ fn of_route(breaker: &RouteBreaker, now: Tick, samples: &mut Samples) {
     let (route, view) = (&*breaker.name, breaker.view(now));
     samples.tell(&inventory::ROUTE_BREAKER_STATE, &[route, view.in_effect().as_str()], 1);
     samples.tell(&inventory::ROUTE_BREAKER_REJECTED, &[route], view.refused);
+    if observes(&view) {
+        samples.tell(&inventory::ROUTE_BREAKER_SPARED, &[route], view.spared);
+    }
     if let Some(headroom) = view.headroom {
         samples.tell(&inventory::ROUTE_BREAKER_HEADROOM, &[route], headroom.into());
     }
+}
+
+/// Whether it does, or has done so.
+fn observes(view: &BreakerView) -> bool {
+    view.mode == Some(BreakerMode::Observe) || view.spared > 0
 }
 
 fn checked(cluster: &Cluster, [service, port]: [&str; 2], samples: &mut Samples) {

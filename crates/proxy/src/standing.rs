@@ -155,8 +155,7 @@ pub(crate) fn endpoint_breakers(cluster: &Cluster, now: Tick) -> EndpointBreaker
         let view = endpoint.stats.breaker(policy, now);
         let state = view.in_effect();
         all.counts[state as usize] += 1;
-        let would_be_open = policy.mode == BreakerMode::Observe && view.state != BreakerState::Closed;
-        if state != BreakerState::Closed || would_be_open {
+        if state != BreakerState::Closed || view.observed().is_some() {
             all.tripped.push((Arc::clone(endpoint), view));
         } else if all.nearest.as_ref().is_none_or(|(_, nearest)| left(&view) < left(nearest)) {
             all.nearest = Some((Arc::clone(endpoint), view));
@@ -184,6 +183,7 @@ fn breaker(view: &BreakerView, now: Tick) -> v1::BreakerStanding {
         failed: view.failed,
         slow: view.slow,
         rejected: view.refused,
+        would_reject: view.spared,
         headroom_percent: view.headroom,
     }
 }

@@ -64,6 +64,7 @@ pub(crate) fn of(metrics: &MetricsRegistry, snapshot: &Snapshot, now: Tick) -> v
 fn breaker(view: &BreakerView) -> v1::BreakerState {
     v1::BreakerState {
         state: view.in_effect().as_str().to_owned(),
+        observed: view.observed().map_or("", |state| state.as_str()).to_owned(),
         headroom_percent: view.headroom,
         ..v1::BreakerState::default()
     }

@@ -30,7 +30,7 @@ use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
 use crate::poll_time::PollTime;
 use crate::pressure::Memory;
-use crate::recorder::{Recalled, Recorder, Wanted};
+use crate::recorder::{self, Recalled, Recorder, Roll, Wanted};
 use crate::splice::Pipes;
 use crate::timers::Timers;
 use crate::upstream::open::{endpoint_of, is_app};
@@ -65,7 +65,7 @@ pub(crate) enum Command {
     StopAccepting(oneshot::Sender<()>),
     /// Finish what runs and what callers send before they can know. Comes when no worker accepts any more.
     Drain,
-    /// Tell what is kept of these requests, and since when failures are.
+    /// Tell what is kept of these requests, and since when failures are; where that is wanted, which are under way too.
     Recall(Arc<Wanted>, oneshot::Sender<Recalled>),
     /// End now, and add how much that cuts off.
     Stop(Arc<AtomicUsize>),
@@ -148,6 +148,7 @@ pub(crate) struct Worker {
     series: RefCell<HashMap<u64, Rc<RequestSeries>, BuildId>>,
     log: RefCell<AccessLogWriter>,
     pub(crate) recorder: Recorder,
+    pub(crate) roll: Roll,
     /// When it learns from a request what such take.
     pub(crate) turn: Turn,
     pub(crate) memory: Memory,
@@ -179,6 +180,7 @@ impl Worker {
             buffer: RefCell::default(),
             view: RefCell::new(View::new(shared.snapshot.load_full())),
             recorder: Recorder::new(&shared.settings.recorder, shared.settings.workers, &metrics),
+            roll: Roll::default(),
             turn: Turn::default(),
             memory: Memory::new(
                 shared.settings.max_memory,
@@ -213,10 +215,12 @@ impl Worker {
         self.pools.clear();
     }
 
-    /// What is kept of these requests, and since when.
-    fn recall(&self, wanted: &Wanted) -> Recalled {
+    /// What is kept of these requests, and since when; and what is under way of them.
+    async fn recall(self: &Rc<Self>, wanted: &Arc<Wanted>) -> Recalled {
         self.shared.observer.traces.note_wanted(wanted);
-        Recalled { found: self.recorder.recall(wanted), oldest: self.recorder.oldest() }
+        let under_way =
+            if wanted.are_under_way() { recorder::roll_call(self, wanted).await } else { Vec::new() };
+        Recalled { found: self.recorder.recall(wanted), oldest: self.recorder.oldest() }.and(under_way)
     }
 
     /// Waits until nothing is left that was told to finish.
@@ -347,21 +351,26 @@ impl Worker {
     #[cold]
     fn breaker_changed(&self, whose: &Whose, change: BreakerChange) {
         let (state, cause) = (change.state.as_str(), change.cause.as_str());
+        // Nobody takes what refuses nobody for an outage.
+        let refuses = !whose.only_observes();
         let (metric, of) = match whose {
             Whose::Service(cluster) => {
                 let (service, port) = (&*cluster.name, cluster.key.port);
-                tracing::info!(service, port, state, cause, "circuit breaker changed");
+                let what = changed("circuit breaker", refuses);
+                tracing::info!(service, port, state, cause, refuses, "{what}");
                 (&inventory::BREAKER_CHANGES, service)
             }
             Whose::Endpoint(cluster, endpoint) => {
                 let (service, port) = (&*cluster.name, cluster.key.port);
                 let (instance, address) = (&*endpoint.instance, endpoint.address());
-                tracing::info!(service, port, instance, %address, state, cause, "circuit breaker of an endpoint changed");
+                let what = changed("circuit breaker of an endpoint", refuses);
+                tracing::info!(service, port, instance, %address, state, cause, refuses, "{what}");
                 (&inventory::ENDPOINT_BREAKER_CHANGES, service)
             }
             Whose::Route(route) => {
                 let route = &*route.name;
-                tracing::info!(route, state, cause, "circuit breaker of a route changed");
+                let what = changed("circuit breaker of a route", refuses);
+                tracing::info!(route, state, cause, refuses, "{what}");
                 (&inventory::ROUTE_BREAKER_CHANGES, route)
             }
         };
@@ -407,6 +416,12 @@ impl Worker {
     }
 }
 
+/// What is logged of a circuit breaker that changes.
+fn changed(what: &str, refuses: bool) -> String {
+    let how = if refuses { "changed" } else { "would change, and refuses nobody: its policy only observes" };
+    format!("{what} {how}")
+}
+
 /// Runs a worker until it is told to stop, or has drained.
 pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::Receiver<Command>) {
     let worker = Worker::new(shared, bells);
@@ -437,7 +452,7 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 Some(Command::DrainLeftBehind) => worker.others.drain_left_behind(),
                 Some(Command::Recall(wanted, answer)) => {
                     // Who asked may have stopped waiting.
-                    let _ = answer.send(worker.recall(&wanted));
+                    let _ = answer.send(worker.recall(&wanted).await);
                 }
                 Some(Command::Recheck) => recheck(&worker),
                 Some(Command::DrainInbound(ending, done)) => {
@@ -517,4 +532,16 @@ fn recheck(worker: &Rc<Worker>) {
         connections.close_denied(|peer| bundle.check_denied(peer).is_err());
     }
     worker.pools.close_denied(|peer| bundle.check_denied(peer).is_err());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_breaker_that_only_observes_is_not_logged_as_one_that_refuses() {
+        assert_eq!(changed("circuit breaker of a route", true), "circuit breaker of a route changed");
+        let told = changed("circuit breaker", false);
+        assert_eq!(told, "circuit breaker would change, and refuses nobody: its policy only observes");
+    }
 }

@@ -12,6 +12,7 @@ use meshwork_base::{Clock, ManualClock, Tick};
 use meshwork_decision::{Change, ForcedState};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::Settings;
 use support::h2::{H2Upstream, h2_client, h2_upstream};
 use support::policy::{BUSY, GET, OK, POST, gateway, limits, pair, recovering, retry, traffic};
 use support::{Harness, exchange, rule};
@@ -58,6 +59,36 @@ async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() 
         assert!(exchange(address, GET).await.ends_with("hello"), "the next trial was");
     }
     assert_eq!((changes("\"open\""), changes("\"closed\"")), (2, 1));
+}
+
+#[tokio::test]
+async fn one_that_only_observes_refuses_nobody_and_counts_whom_it_would_have_refused() {
+    let (up, counts) = recovering(BUSY, 100).await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut policy = opening_after_three();
+    let observes = v1::circuit_breaker::Mode::Observe.into();
+    policy.circuit_breaker.iter_mut().for_each(|breaker| breaker.mode = observes);
+    let of_route = v1::Policy {
+        source: None,
+        targets: vec![v1::policy::Target {
+            kind: "HTTPRoute".into(),
+            name: "default/r".into(),
+            section: String::new(),
+        }],
+        spec: Some(v1::policy::Spec::Traffic(policy.clone())),
+    };
+    harness.change([traffic(policy), Change::upsert("default/of-route", "1", &of_route)]).await;
+    for _ in 0..7 {
+        assert!(exchange(address, GET).await.ends_with("busy"), "nobody is refused");
+    }
+    assert_eq!(counts.lock().len(), 7);
+    let of = |name, whose: &str| harness.metric(name, &[whose]);
+    assert_eq!(of("meshwork_circuit_breaker_would_reject_total", "default/web"), 4, "after the third");
+    assert_eq!(of("meshwork_route_circuit_breaker_would_reject_total", "default/r"), 4);
+    assert_eq!(of("meshwork_circuit_breaker_rejected_total", "default/web"), 0);
+    assert_eq!(harness.metric("meshwork_circuit_breaker_state", &["default/web", "\"closed\""]), 1);
 }
 
 #[tokio::test]
@@ -304,7 +335,7 @@ async fn a_response_that_nothing_replaces_in_the_end_has_one_outcome() {
     let line = lines.iter().find(|line| line.contains("circuit_breaker")).unwrap();
     let line: serde_json::Value = serde_json::from_str(line).unwrap();
     let request_id = line["request_id"].as_str().unwrap().to_owned();
-    let kept = harness.engine.recall(0, &v1::Recall { request_id, trace_id: String::new() }).await.await;
+    let kept = harness.engine.recall(0, &v1::Recall { request_id, ..v1::Recall::default() }).await.await;
     let [attempt] = &kept[0].attempts[..] else { panic!("one attempt: {kept:?}") };
     assert_eq!((attempt.status, &*attempt.cause), (503, ""), "{kept:?}");
 }

@@ -122,6 +122,32 @@ async fn http_goes_out_and_in_with_what_the_page_says() {
 }
 
 #[tokio::test]
+async fn who_is_out_and_fails_for_another_reason_is_told_with_that() {
+    let moved = Arc::new(AtomicBool::new(false));
+    let has_moved = Arc::clone(&moved);
+    let page = upstream(move |bytes| {
+        let status = if has_moved.load(Ordering::SeqCst) { "404 No" } else { "500 No" };
+        is_head(bytes).then(|| format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").into_bytes())
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[page.address]).await;
+    harness.change([on_web(check(http("/")))]).await;
+    let why = says(&harness, "default/web", Checked::Unhealthy).await;
+    assert_eq!(why, "HTTP GET /: 500 Internal Server Error");
+    moved.store(true, Ordering::SeqCst);
+    let last = |called: &[Arc<Endpoint>]| {
+        called[0].stats.check_failure().is_some_and(|why| *why == "HTTP GET /: 404 Not Found")
+    };
+    until(&harness, &ClusterKey::whole("default/web".into(), 80), last).await;
+    assert_eq!(
+        harness.metric("meshwork_health_check_changes_total", &["unhealthy"]),
+        1,
+        "it is out as before"
+    );
+}
+
+#[tokio::test]
 async fn who_is_not_there_is_out_at_once() {
     let nobody = SocketAddr::from(([127, 0, 0, 1], support::free_port()));
     let mut harness = Harness::start(Settings::default());

@@ -74,7 +74,7 @@ async fn met(name: &str, outbound: &Harness, proxy: SocketAddr, host: &str) {
             [row.flag, row.cause, row.phase],
             "{name}: {line}"
         );
-        let recall = v1::Recall { request_id: id, trace_id: String::new() };
+        let recall = v1::Recall { request_id: id, ..v1::Recall::default() };
         let kept = outbound.engine.recall(0, &recall).await.await;
         let [one, done] = &kept[..] else { panic!("{name}: one request: {kept:?}") };
         let record = one.record.as_ref().unwrap();

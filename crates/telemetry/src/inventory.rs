@@ -157,6 +157,8 @@ metrics! {
         "The state that calls by a route or rule meet, as a label with the value 1: of those whose policy has a circuit breaker.";
     ROUTE_BREAKER_REJECTED = "meshwork_route_circuit_breaker_rejected_total", Counter, "", &["route"],
         "Calls that the circuit breaker of a route or rule has refused.";
+    ROUTE_BREAKER_SPARED = "meshwork_route_circuit_breaker_would_reject_total", Counter, "", &["route"],
+        "Calls that the circuit breaker of a route or rule would have refused: its policy only observes.";
     ROUTE_BREAKER_HEADROOM = "meshwork_route_circuit_breaker_headroom_percent", Gauge, "", &["route"],
         "Percent of calls by a route or rule that may fail, or be slow, beyond those that do, until its circuit breaker opens; 0 while it is not closed.";
     BREAKER_STATE = "meshwork_circuit_breaker_state", Gauge, "", &["service", "port", "state"],
@@ -165,6 +167,8 @@ metrics! {
         "Percent of calls that may fail, or be slow, beyond those that do, until a circuit breaker opens; 0 while it is not closed.";
     BREAKER_REJECTED = "meshwork_circuit_breaker_rejected_total", Counter, "", &["service", "port"],
         "Calls that a circuit breaker has refused.";
+    BREAKER_SPARED = "meshwork_circuit_breaker_would_reject_total", Counter, "", &["service", "port"],
+        "Calls that a circuit breaker would have refused: its policy only observes.";
     LIMIT_HEADROOM = "meshwork_limit_headroom", Gauge, "", &["service", "port", "limit"],
         "How much more may be under way, of what a policy limits; of `perEndpoint` limits to the endpoint that has the least left.";
     LIMIT_REJECTED = "meshwork_limit_rejected_total", Counter, "", &["service", "port", "limit"],

@@ -78,9 +78,15 @@ pub(super) fn paragraph(hop: &Value, marks: bool) -> Vec<String> {
     let waits = hop["held"].as_array().into_iter().flatten().map(held);
     let attempts = hop["attempts"].as_array().into_iter().flatten().map(attempt);
     lines.extend(waits.chain(attempts).map(|line| if marks { format!("  {line}") } else { line }));
-    let line = format!("{:<10} {} in {}", "answer", verdict(&hop["verdict"]), times(hop));
+    let (verdict, when) = (verdict(&hop["verdict"]), if is_under_way(hop) { "after" } else { "in" });
+    let line = format!("{:<10} {verdict} {when} {}", "answer", times(hop));
     lines.push(if marks { format!("  {line}") } else { line });
     lines
+}
+
+/// Whether all that is told of it is how it is so far.
+fn is_under_way(hop: &Value) -> bool {
+    hop["underWay"] == true
 }
 
 /// How long it took, of that its application alone, and how long such requests ordinarily do.
@@ -108,7 +114,8 @@ fn attempt(attempt: &Value) -> String {
     let outcome = match (attempt["status"].as_u64(), attempt["cause"].as_str()) {
         (Some(status), None) => status.to_string(),
         (Some(status), Some(cause)) => format!("{status}, then {cause}{detail}"),
-        (None, _) => format!("{}{detail}", text(attempt, "cause")),
+        (None, Some(cause)) => format!("{cause}{detail}"),
+        (None, None) => "no answer yet".to_owned(),
     };
     let connection = match (attempt["connectMs"].as_f64(), attempt["connectionAgeMs"].as_f64()) {
         (None, _) => "no connection".to_owned(),
@@ -128,8 +135,12 @@ fn attempt(attempt: &Value) -> String {
 }
 
 fn verdict(verdict: &Value) -> String {
-    let mut status =
-        verdict["status"].as_u64().map_or_else(|| "none".to_owned(), |status| status.to_string());
+    let status = verdict["status"].as_u64();
+    if verdict["outcome"] == "underWay" {
+        let begun = status.map_or_else(|| "none yet".to_owned(), |status| format!("{status}, not ended yet"));
+        return format!("{begun} (phase {})", text(verdict, "phase"));
+    }
+    let mut status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
     if let Some(of_grpc) = verdict["grpcStatus"].as_u64() {
         status += &format!(", gRPC status {of_grpc}");
     }
@@ -152,7 +163,7 @@ mod tests {
         let told = |status: Value, cause: &str, detail: Value| {
             attempt(&json!({
                 "endpoint": "10.0.0.1:80", "instance": null, "protocol": "HTTP/1.1", "startMs": 0.4, "durationMs": 51,
-                "status": status, "cause": cause, "detail": detail, "connectMs": null, "connectionAgeMs": null,
+                "status": status, "cause": (!cause.is_empty()).then_some(cause), "detail": detail, "connectMs": null, "connectionAgeMs": null,
                 "bytesSent": 0, "bytesReceived": 0,
             }))
         };
@@ -160,7 +171,22 @@ mod tests {
         assert!(lost.contains("after 0.4 ms: hedge_lost in 51 ms; no connection"), "{lost}");
         let late = told(json!(200), "request_timeout", json!(""));
         assert!(late.contains("ms: 200, then request_timeout in 51 ms"), "{late}");
+        let waits = told(Value::Null, "", Value::Null);
+        assert!(waits.contains("ms: no answer yet in 51 ms"), "{waits}");
         let refused = told(Value::Null, "connect_failure", json!("refused"));
         assert!(refused.contains("ms: connect_failure: refused in 51 ms"), "{refused}");
+    }
+
+    #[test]
+    fn of_a_hop_that_has_not_ended_the_answer_is_said_not_to_have_come_yet() {
+        let told = |status: Value| {
+            let hop = json!({
+                "underWay": true, "durationMs": 21_034.2, "usualMs": 3.1, "request": {},
+                "verdict": {"outcome": "underWay", "status": status, "phase": "request"},
+            });
+            paragraph(&hop, false).pop().unwrap()
+        };
+        assert_eq!(told(Value::Null), "answer     none yet (phase request) after 21034.2 ms, usually 3.1 ms");
+        assert!(told(json!(200)).starts_with("answer     200, not ended yet (phase"), "{}", told(json!(200)));
     }
 }

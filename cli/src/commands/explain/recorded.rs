@@ -1,4 +1,5 @@
-//! `meshwork explain TRACE_ID`: what became of a request that is over, whose fault it was, and what could be changed.
+//! `meshwork explain TRACE_ID`: what became of a request, whose fault it was, and what could be changed; of one that is under way,
+//! who is waited for.
 
 use bytes::Bytes;
 use serde_json::{Value, json};

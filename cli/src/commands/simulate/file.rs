@@ -22,6 +22,9 @@ const INSTANCES: usize = 10_000;
 const CLIENTS: usize = 1_000;
 /// Requests of one seed, at most: each measured one is remembered until the seed is over.
 const REQUESTS: f64 = 10_000_000.0;
+/// As policies have it.
+const MOST_ATTEMPTS: u32 = 100;
+const HEAVIEST: u32 = 1_000_000;
 
 /// A time with its unit: as elsewhere, and `us`.
 #[derive(Clone, Copy, Debug)]
@@ -224,7 +227,7 @@ struct Ejecting {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Retrying {
     #[serde(default)]
-    attempts: Option<u32>,
+    attempts: Option<Spanned<u32>>,
     #[serde(default)]
     per_try_timeout: Option<Spanned<Time>>,
     #[serde(default)]
@@ -394,7 +397,10 @@ fn instance(group: &Group) -> Result<Instance, Wrong> {
         return wrong("phases: in the order of time");
     }
     Ok(Instance {
-        weight: least_one("weight", group.weight, 1)?,
+        weight: match least_one("weight", group.weight, 1)? {
+            weight if weight > HEAVIEST => return wrong(format!("weight: {HEAVIEST} at most")),
+            weight => weight,
+        },
         zone: group.zone,
         concurrency: least_one("concurrency", group.concurrency, 1)?,
         is_deaf: false,
@@ -530,11 +536,14 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
             if said.budget.as_ref().is_some_and(|budget| budget.percent > 100) {
                 return wrong("policies.retry.budget.percent: 0 to 100");
             }
+            if let Some(attempts) = said.attempts.as_ref().filter(|said| said.value > MOST_ATTEMPTS) {
+                return wrong_at(attempts, format!("policies.retry.attempts: 0 to {MOST_ATTEMPTS}"));
+            }
             if base.is_zero() || base > max {
                 return wrong("policies.retry.backoff: `base` above 0 and at most `max`");
             }
             RetryPolicy {
-                attempts: said.attempts.unwrap_or(default.attempts),
+                attempts: said.attempts.as_ref().map_or(default.attempts, |said| said.value),
                 per_try_timeout: per_try(said.per_try_timeout.as_ref(), default.per_try_timeout, timeout)?,
                 backoff_base: base,
                 backoff_max: max,

@@ -13,6 +13,9 @@ pub(super) struct Breaker {
     service: String,
     port: u32,
     state: String,
+    /// What that would be if its policy did not only observe.
+    #[serde(default)]
+    observed: String,
     /// It is that one's, and no service's. An older control plane tells of services alone.
     #[serde(default)]
     route: String,
@@ -40,12 +43,16 @@ pub(super) struct Breakers {
 
 impl Breakers {
     fn add(&mut self, breaker: &Breaker) {
-        let Breaker { port, state, route, address, .. } = breaker;
+        let Breaker { port, route, address, .. } = breaker;
+        let state = match &*breaker.observed {
+            "" => breaker.state.clone(),
+            observed => format!("{}, would be {observed}", breaker.state),
+        };
         // An endpoint that is closed is told for its headroom alone.
         let name = match (&**route, &**address) {
             ("", "") => Some(format!("{state} (:{port})")),
             ("", address) => (state != "closed").then(|| format!("{state} ({address})")),
-            _ => Some(state.clone()),
+            _ => Some(state),
         };
         if let Some(name) = name {
             *self.states.entry(name).or_default() += 1;
@@ -77,7 +84,8 @@ impl Breaker {
     /// Of a service, or of a route.
     pub(super) fn of_test(service: &str, route: &str, state: &str, headroom_percent: Option<u32>) -> Self {
         let [service, route, state] = [service, route, state].map(str::to_owned);
-        Self { service, port: 80, state, route, address: String::new(), headroom_percent }
+        let (observed, address) = (String::new(), String::new());
+        Self { service, port: 80, state, observed, route, address, headroom_percent }
     }
 }
 
@@ -100,12 +108,14 @@ mod tests {
             admissions: vec![Admission { service: "shop/cart".to_owned(), rejection_percent: percent }],
         };
         let pay = |headroom| Breaker::of_test("", "shop/edge/pay", "closed", Some(headroom));
+        let observed = "half_open".to_owned();
+        let observing = Breaker { observed, ..Breaker::of_test("shop/new", "", "closed", Some(0)) };
         let now = Top {
             at_ms: 0,
             proxies: vec![
                 proxy(vec![endpoint("10.0.0.1:80", "open", Some(0)), pay(30)], 4),
                 proxy(vec![endpoint("10.0.0.2:80", "closed", Some(20)), pay(9)], 60),
-                proxy(vec![Breaker::of_test("shop/list", "", "open", None)], 0),
+                proxy(vec![Breaker::of_test("shop/list", "", "open", None), observing], 0),
             ],
             silent: Vec::new(),
         };
@@ -120,6 +130,7 @@ mod tests {
         };
         assert_eq!(services["shop/web"], told(&[("open (10.0.0.1:80)", 1)], Some(0), None));
         assert_eq!(services["shop/list"], told(&[("open (:80)", 1)], None, None), "an operator forces it");
+        assert_eq!(services["shop/new"], told(&[("closed, would be half_open (:80)", 1)], Some(0), None));
         assert_eq!(services["shop/cart"], told(&[], None, Some(60)));
         assert_eq!(routes["shop/edge/pay"], told(&[("closed", 2)], Some(9), None));
         assert_eq!(routes.len(), 1);

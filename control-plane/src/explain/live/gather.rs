@@ -78,10 +78,15 @@ impl Gathered {
         }
     }
 
-    /// Takes a hop if it is of the same request.
+    /// Takes a hop if it is of the same request, and not known yet.
     pub(super) fn add(&mut self, hop: Observed) {
         let same = self.hops.iter().any(|known| of_one_request(record(known), record(&hop)));
-        if same && self.hops.len() < HOPS {
+        let key = |hop: &Observed| {
+            let is = record(hop);
+            (hop.proxy.node.id.clone(), is.side, is.start_unix_ns, is.request_id.clone())
+        };
+        let is_known = self.hops.iter().any(|known| key(known) == key(&hop));
+        if same && !is_known && self.hops.len() < HOPS {
             self.hops.push(hop);
         }
     }

@@ -24,6 +24,8 @@ pub(crate) struct Hop {
     matched: &'static str,
     /// Why the flight recorder has it: `failed`, `slow`, `sampled`, `recent`, `related`.
     kept: Option<String>,
+    /// It has not ended: all this is how it is so far.
+    under_way: bool,
     revision: String,
     /// When its first byte came.
     start: String,
@@ -70,13 +72,13 @@ struct Seen {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Verdict {
-    /// `answered` by the upstream or by a redirect, `failed` here, `aborted` without a status.
+    /// `answered` by the upstream or by a redirect, `failed` here, `aborted` without a status, `underWay`: not yet.
     outcome: &'static str,
     status: Option<u32>,
     grpc_status: Option<u32>,
     cause: Option<String>,
     flag: Option<String>,
-    /// Where it failed.
+    /// Where it failed, or is.
     phase: Option<String>,
     detail: Option<String>,
 }
@@ -149,6 +151,7 @@ impl Hop {
                 Match::Recorded => "recorded",
             },
             kept: said(&is.kept),
+            under_way: is.under_way,
             revision: is.revision.clone(),
             start: rfc3339_millis(Duration::from_nanos(is.start_unix_ns)),
             duration_ms: millis(is.duration_ns),
@@ -195,6 +198,7 @@ impl Verdict {
     fn new(is: &RequestRecord) -> Self {
         Self {
             outcome: match (is.status, &*is.cause) {
+                _ if is.under_way => "underWay",
                 (0, _) => "aborted",
                 (_, "") => "answered",
                 _ => "failed",

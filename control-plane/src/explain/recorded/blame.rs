@@ -1,6 +1,7 @@
 //! Whose fault it was: the deepest hop that failed, by the one cause that it wrote down; of what was only slow, the service
 //! that took longest beyond its usual; where nothing is known to be unusual, the hop in which the time was spent. What was cut
-//! off by the hop before it is told by the cause of whoever cut it: `ended.rs`.
+//! off by the hop before it is told by the cause of whoever cut it: `ended.rs`. Of what has not ended nothing is told but who is waited
+//! for: `under_way.rs`.
 
 use meshwork_decision::Cause;
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
@@ -11,6 +12,7 @@ use serde::Serialize;
 use super::ended::{was_cut, who_ended};
 use super::pieces::Pieces;
 use super::side::{DEADLINE_EXCEEDED, Fault, grpc_failure, side_of};
+use super::under_way::{self, is_under_way};
 use super::unusual::{Unusual, ms};
 use super::waits::{Wait, Way, together, until_head};
 use crate::explain::live::{millis, record};
@@ -45,6 +47,8 @@ pub(super) struct Blame {
     /// Of what took longer than it ordinarily does: how long that was, and is.
     pub(super) took_ms: Option<f64>,
     pub(super) usual_ms: Option<f64>,
+    /// It has not ended, and may be answered yet.
+    pub(super) under_way: bool,
     /// Which of the hops, as they were gathered.
     #[serde(skip)]
     pub(super) at: usize,
@@ -53,7 +57,7 @@ pub(super) struct Blame {
 impl Blame {
     fn beyond_usual(mut self, found: &Unusual, hop: &RequestRecord) -> Self {
         self.why = match (&self.cause, &self.service) {
-            (None, Some(name)) => {
+            (None, Some(name)) if !self.under_way => {
                 self.who = found.piece().map_or(self.who, |(piece, _)| piece.who());
                 found.told(name, hop)
             }
@@ -96,7 +100,13 @@ pub(super) fn cause_of(record: &RequestRecord) -> Option<Cause> {
 
 /// Finds it; none of a request that went well and was not slow.
 pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
-    find(hops, parents).map(|found| found.ended(Way { hops, parents }))
+    let way = Way { hops, parents };
+    find(hops, parents).map(|mut found| {
+        if let Some(call) = under_way::hangs_on(way, found.at) {
+            found.why += &format!("; {call}");
+        }
+        found.ended(way)
+    })
 }
 
 fn find(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
@@ -119,7 +129,8 @@ fn find(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
         let is_below =
             |below: &usize| parents[*below] == Some(at) && !is_superfluous(below) && !way.outlasts(*below);
         let below = || (0..hops.len()).filter(is_below);
-        let is_slow = !failed(&hops[at]) && record(&hops[at]).kept == "slow";
+        let lasts = is_under_way(&hops[at]);
+        let is_slow = !failed(&hops[at]) && (lasts || record(&hops[at]).kept == "slow");
         was_slow |= is_slow;
         // Asked once, of as much as there is: what is unusual of a part may be little of the whole.
         if may_be_usual && (is_slow || waited(&hops[at])) {
@@ -128,33 +139,21 @@ fn find(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
                 return Some(told(hops, parents, found.at).beyond_usual(&found, record(&hops[found.at])));
             }
         }
+        let longest = || longest_of(way, at, &below().collect::<Vec<_>>());
         // Of calls that were given up since another had failed the other tells why; of those that time was over for, the last.
         let tells = |below: usize| waited(&hops[at]) || !was_cut(&hops[below]);
         let last = |below: &usize| (tells(*below), start(*below));
-        let next = match below().filter(|below| failed(&hops[*below])).max_by_key(last) {
+        let has_failed = below().filter(|below| failed(&hops[*below])).max_by_key(last);
+        let is_waiting = lasts || waited(&hops[at]);
+        let next = match has_failed {
+            // Somebody is waited for still, beside whoever has failed before.
+            Some(_) if is_waiting && below().any(|below| is_under_way(&hops[below])) => {
+                longest().or(has_failed)
+            }
             Some(below) => Some(below),
             None if failed(&hops[at]) && !waited(&hops[at]) => None,
             // It waited for somebody: for whom longest, all calls of a service together?
-            None => {
-                let took = |below: usize| record(&hops[below]).duration_ns;
-                let (calls, beyond) = (way.calls(at), way.calls_beyond(at));
-                let all = |one: usize| -> u64 {
-                    let same = |other: &usize| record(&hops[*other]).service == record(&hops[one]).service;
-                    match record(&hops[at]).side() {
-                        Side::Inbound => together(calls.iter().filter(|call| same(&call.at))),
-                        // Those of whom it is called have clocks of their own.
-                        _ => {
-                            let has_come = |below: &usize| record(&hops[*below]).side() == Side::Inbound;
-                            let came: u64 = below().filter(has_come).filter(same).map(took).sum();
-                            let of = |calls: &Vec<Wait>| together(calls.iter().filter(|call| same(&call.at)));
-                            came + beyond.iter().map(of).sum::<u64>()
-                        }
-                    }
-                };
-                below()
-                    .max_by_key(|below| (all(*below), took(*below)))
-                    .filter(|below| all(*below) >= took(at) / 2)
-            }
+            None => longest(),
         };
         match next {
             Some(next) => at = next,
@@ -165,6 +164,27 @@ fn find(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
         return None;
     }
     Some(told(hops, parents, at))
+}
+
+/// Of those below a hop the one of whose service all calls together have lasted longest, if that was half of its time.
+fn longest_of(way: Way<'_>, at: usize, below: &[usize]) -> Option<usize> {
+    let took = |below: usize| way.is(below).duration_ns;
+    let (calls, beyond) = (way.calls(at), way.calls_beyond(at));
+    let all = |one: usize| -> u64 {
+        let same = |other: &usize| way.is(*other).service == way.is(one).service;
+        match way.is(at).side() {
+            Side::Inbound => together(calls.iter().filter(|call| same(&call.at))),
+            // Those of whom it is called have clocks of their own.
+            _ => {
+                let has_come = |below: &usize| way.is(*below).side() == Side::Inbound;
+                let came = below.iter().copied().filter(has_come).filter(same);
+                let of = |calls: &Vec<Wait>| together(calls.iter().filter(|call| same(&call.at)));
+                came.map(took).sum::<u64>() + beyond.iter().map(of).sum::<u64>()
+            }
+        }
+    };
+    let longest = below.iter().copied().max_by_key(|below| (all(*below), took(*below)));
+    longest.filter(|below| all(*below) >= took(at) / 2)
 }
 
 /// Whether it was answered, and lasted as long as a policy lets it.
@@ -206,6 +226,7 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
     let application = if is.side() == Side::Inbound { "the application of " } else { "" };
     let detail = if is.cause_detail.is_empty() { String::new() } else { format!(" ({})", is.cause_detail) };
     let (who, why) = match cause_of(is) {
+        _ if is.under_way => under_way::told(is, name),
         None if is.status >= 500 => (Who::Service, format!("{application}{name} answered {}", is.status)),
         None => match grpc_failure(is) {
             Some((status, word)) => {
@@ -242,9 +263,9 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
     };
     let is_its = is.cause.is_empty() || who == Who::Service || who == Who::Configuration;
     let service = service.filter(|_| is_its);
-    let (proxy, took_ms, usual_ms) = (String::new(), None, None);
-    let mut blame =
-        Blame { who, service, proxy, cause: None, flag: None, phase: None, why, took_ms, usual_ms, at };
+    let (proxy, took_ms, usual_ms, under_way) = (String::new(), None, None, is.under_way);
+    let (cause, flag, phase) = (None, None, None);
+    let mut blame = Blame { who, service, proxy, cause, flag, phase, why, took_ms, usual_ms, under_way, at };
     blame.by(hop);
     blame
 }

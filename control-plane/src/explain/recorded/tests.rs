@@ -3,6 +3,7 @@ mod fields;
 mod hedges;
 mod pieces;
 mod sides;
+mod under_way;
 mod unusual;
 
 use meshwork_base::SpiffeId;

@@ -8,6 +8,7 @@ use meshwork_xds::server::Observed;
 use super::blame::failed;
 use super::ended::was_cut;
 use super::pieces::HEDGE_LOST;
+use super::under_way::is_under_way;
 use crate::explain::live::{node_of, record};
 
 /// That a call is over is written down a little after its application has heard of it, and gone on.
@@ -56,6 +57,26 @@ impl<'a> Way<'a> {
         self.is(at).start_unix_ns.saturating_add(self.is(at).duration_ns)
     }
 
+    /// Whether it may wait for calls that go on: it has failed, or not ended either. All that is under way is told a moment later
+    /// by one than by another.
+    fn waits(&self, at: usize) -> bool {
+        failed(&self.hops[at]) || is_under_way(&self.hops[at])
+    }
+
+    /// Whether a hop follows from another, over however many.
+    pub(super) fn is_below(&self, at: usize, above: usize) -> bool {
+        let mut next = self.parents[at];
+        // Parents never form a ring, yet nothing here shall hang on that.
+        for _ in 0..self.hops.len() {
+            match next {
+                Some(hop) if hop == above => return true,
+                Some(hop) => next = self.parents[hop],
+                None => return false,
+            }
+        }
+        false
+    }
+
     /// Whether nobody waited for what became of it: a copy, or an attempt that was taken back since another one beside it had been
     /// answered.
     pub(super) fn is_superfluous(&self, at: usize) -> bool {
@@ -77,7 +98,7 @@ impl<'a> Way<'a> {
 
     /// Whether a call went on after what it was made for had been answered well: nobody waited for its end.
     pub(super) fn outlasts(&self, at: usize) -> bool {
-        let goes_on = |above: usize| !failed(&self.hops[above]) && self.end(at) > self.end(above) + SLACK_NS;
+        let goes_on = |above: usize| !self.waits(above) && self.end(at) > self.end(above) + SLACK_NS;
         let began = self.is(at).start_unix_ns;
         let may_be_of = |above: &usize| self.is(*above).start_unix_ns <= began && began <= self.end(*above);
         // Where the called proxy has not kept the request, whoever called it has another clock.
@@ -100,7 +121,7 @@ impl<'a> Way<'a> {
     /// knows whose a call is: it counts for each whose time it is within.
     pub(super) fn calls(&self, inbound: usize) -> Vec<Wait> {
         let (began, ended) = (self.is(inbound).start_unix_ns, self.end(inbound));
-        let gave_up = failed(&self.hops[inbound]);
+        let gave_up = self.waits(inbound);
         let may_be_its = |at: usize| {
             let Some(by) = self.parents[at] else { return false };
             let is_within = self.is(at).start_unix_ns >= began && self.end(at) <= ended + SLACK_NS;
@@ -133,7 +154,7 @@ impl<'a> Way<'a> {
                 of_proxy.entry(&self.hops[at].proxy.node.id).or_default().push(wait);
             }
         }
-        let gave_up = failed(&self.hops[caller]);
+        let gave_up = self.waits(caller);
         let waited_ns = until_head(self.is(caller));
         let within = |calls: Vec<Wait>| -> Vec<Wait> {
             let first = calls.iter().map(|call| call.start).min().unwrap_or(0);

@@ -86,12 +86,38 @@ async fn an_answer_that_is_always_injected_is_what_the_caller_gets() {
     }
     let some = told(&[(WEB, "faultInjection: {abort: {percent: 99, httpStatus: 503}}")], &json!([])).await;
     assert_eq!(some["verdict"]["outcome"], "forwarded", "one of a hundred is");
+    assert_eq!(some["verdict"]["failingPercent"], 99);
+    assert_eq!(some["backends"][0]["verdict"]["failingPercent"], 99);
     // It comes before the breaker, as with live traffic.
     let policies = [
         (WEB, "faultInjection: {abort: {percent: 100, httpStatus: 418}}"),
         (ROUTE, "circuitBreaker: {mode: ForcedOpen}"),
     ];
     assert_eq!(told(&policies, &json!([])).await["verdict"]["status"], 418);
+}
+
+#[tokio::test]
+async fn whatever_a_policy_says_of_calls_is_told_in_words() {
+    let said = "limits: {maxRequests: 7, perEndpoint: {maxConnections: 2}}
+  outlierDetection: {consecutive5xx: 3, failurePercentage: {threshold: 60}}
+  healthCheck: {tcp: {}, interval: 4s}
+  retry: {attempts: 3, on: [5xx], perTryTimeout: 1s, budget: {percent: 15}}";
+    let answer = told(&[(WEB, said)], &json!([])).await;
+    for (phase, why) in [
+        ("limits", "at most 2 connections to one endpoint, 7 requests, as TrafficPolicy shop/trial-0"),
+        (
+            "ejection",
+            "for 30s at first after 3 failures in a row or 60 % failures, of at most 10 % of the endpoints",
+        ),
+        ("checks", "each endpoint is asked by TCP every 4s, as TrafficPolicy shop/trial-0"),
+        (
+            "retry",
+            "up to 3 more attempts on reset, connect-failure, refused-stream, 5xx, each of at most 1s; 15 % of the requests may be retries",
+        ),
+    ] {
+        let told = step(&answer, phase, "noted");
+        assert!(told.iter().any(|told| told.starts_with(why)), "{phase}: {told:?}");
+    }
 }
 
 #[tokio::test]

@@ -27,6 +27,8 @@ pub(crate) struct Breaker {
     outside: AtomicU64,
     pub(crate) forced: Forced,
     refused: AtomicU64,
+    /// Calls that it has let through alone because it only observes.
+    spared: AtomicU64,
 }
 
 /// A breaker at one moment, for people.
@@ -53,6 +55,8 @@ pub struct BreakerView {
     pub slow: u32,
     /// Calls refused since it was made.
     pub refused: u64,
+    /// Calls that it would have refused if it did not only observe.
+    pub spared: u64,
 }
 
 impl BreakerView {
@@ -71,6 +75,13 @@ impl BreakerView {
             (None, Some(BreakerMode::ForcedClosed | BreakerMode::Observe) | None) => BreakerState::Closed,
             (None, Some(BreakerMode::Enforce)) => self.state,
         }
+    }
+
+    /// The state that calls would meet, if that is another one and the policy only observes.
+    #[must_use]
+    pub fn observed(&self) -> Option<BreakerState> {
+        let observes = self.forced.is_none() && self.mode == Some(BreakerMode::Observe);
+        (observes && self.state != BreakerState::Closed).then_some(self.state)
     }
 
     /// In words, as explanations say it.
@@ -116,6 +127,12 @@ impl Whose {
         }
     }
 
+    /// Whether its policy only observes: nobody is refused.
+    #[must_use]
+    pub fn only_observes(&self) -> bool {
+        self.policy().is_some_and(|policy| policy.mode == BreakerMode::Observe)
+    }
+
     fn policy(&self) -> Option<&CircuitBreaker> {
         match self {
             Self::Service(cluster) => cluster.circuit_breaker.as_ref(),
@@ -156,6 +173,7 @@ impl Breaker {
             failed: tally.failed,
             slow: tally.slow,
             refused: self.refused(),
+            spared: self.spared.load(Ordering::Relaxed),
         }
     }
 
@@ -284,7 +302,10 @@ impl Breaker {
             Admission::Passes => Ok(Some(ticket(machine.generation(), false, change))),
             Admission::Trial => Ok(Some(ticket(machine.generation(), true, change))),
             // Nobody is refused; what it would have done goes on without these calls.
-            Admission::Refused if policy.mode == BreakerMode::Observe => Ok(None),
+            Admission::Refused if policy.mode == BreakerMode::Observe => {
+                self.spared.fetch_add(1, Ordering::Relaxed);
+                Ok(None)
+            }
             Admission::Refused => Err(Cause::CircuitBreaker),
         }
     }

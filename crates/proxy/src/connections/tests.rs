@@ -254,6 +254,22 @@ fn an_order_wakes_the_task_that_watches() {
     assert_eq!(entry.order(), Some(Order::Drain));
 }
 
+#[test]
+fn who_carries_a_request_is_woken_to_tell_of_it_and_nobody_else() {
+    let connections = Rc::new(Connections::default());
+    let (idle, stream) = (connections.register(at(0)), connections.register_stream(at(0), None));
+    idle.enter(Phase::Idle, at(0));
+    let (waker, count) = futures_util_test_waker();
+    [&idle, &stream].into_iter().for_each(|entry| entry.watch(&Context::from_waker(&waker)));
+    assert!(!stream.is_asked());
+    connections.ask();
+    assert_eq!((idle.is_asked(), stream.is_asked()), (false, true));
+    assert_eq!(count.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(stream.order(), None, "it goes on");
+    stream.has_told();
+    assert!(!stream.is_asked());
+}
+
 fn futures_util_test_waker() -> (Waker, std::sync::Arc<std::sync::atomic::AtomicUsize>) {
     struct Count(std::sync::Arc<std::sync::atomic::AtomicUsize>);
     impl std::task::Wake for Count {

@@ -83,6 +83,19 @@ impl Sighting {
         self.found.as_ref().map(|(probe, _)| format!("{:016x}", probe.id))
     }
 
+    /// Which probe has found it.
+    pub(crate) fn probe(&self) -> Option<u64> {
+        self.found.as_ref().map(|(probe, _)| probe.id)
+    }
+
+    /// Adds to what is told of a request that has not ended how it was found, and the reasons so far.
+    pub(crate) fn so_far(&self, observation: &mut v1::Observation) {
+        let Some((_, how)) = &self.found else { return };
+        observation.r#match = (*how).into();
+        observation.reasons.clone_from(&self.told.reasons);
+        observation.omitted = self.told.omitted;
+    }
+
     /// The request has ended.
     #[cold]
     pub(crate) fn report(self, conn: &Conn, record: &Record, tried: &[Tried]) {

@@ -30,7 +30,7 @@ fn keep_with(recorder: &Recorder, record: &Record, traces: &Traces) {
 
 fn of_trace(trace: u128) -> Wanted {
     let trace_id = TraceId::from_bytes(trace.to_be_bytes()).unwrap().to_string();
-    Wanted::new(&v1::Recall { trace_id, request_id: String::new() })
+    Wanted::new(&v1::Recall { trace_id, ..v1::Recall::default() })
 }
 
 fn held(recorder: &Recorder) -> [usize; 5] {
@@ -160,7 +160,7 @@ fn what_callers_make_long_is_cut_and_counted() {
     let told = found[0].record.as_ref().unwrap();
     assert_eq!((told.path.len(), told.request_id.len(), &*told.kept), (PATH, TEXT, "failed"));
     // An id that is cut is found by what was sent.
-    let wanted = Wanted::new(&v1::Recall { trace_id: String::new(), request_id: "r".repeat(60_000) });
+    let wanted = Wanted::new(&v1::Recall { request_id: "r".repeat(60_000), ..v1::Recall::default() });
     assert_eq!(recorder.recall(&wanted).len(), 1);
 }
 
@@ -234,7 +234,7 @@ fn what_belongs_to_a_trace_that_was_slow_or_failed_stays_when_others_come_after_
     assert_eq!([1, 2, 100].map(|trace| told(&one, trace).is_some()), [true, true, false]);
     assert_eq!(one.recall(&of_trace(1)).len(), 2);
     assert_eq!(told(&one, 2).as_deref(), Some("related"));
-    let by_id = v1::Recall { trace_id: String::new(), request_id: format!("id-{:016}", 3) };
+    let by_id = v1::Recall { request_id: format!("id-{:016}", 3), ..v1::Recall::default() };
     assert_eq!(one.recall(&Wanted::new(&by_id)).len(), 1, "it knows its id alone");
 }
 

@@ -89,6 +89,14 @@ pub(crate) fn told(response: &ResponseHead, is_grpc: bool) -> String {
     }
 }
 
+/// Whether it says that time was over, as a proxy does.
+pub(crate) fn is_time_out(response: &ResponseHead, is_grpc: bool) -> bool {
+    match grpc_status(response, is_grpc) {
+        None => response.status == 504,
+        Some(code) => code == u16::from(DEADLINE_EXCEEDED),
+    }
+}
+
 /// Whether only the trailers will say what became of a call: with a message gRPC's status comes behind it.
 pub(crate) fn comes_late(response: &ResponseHead, is_grpc: bool) -> bool {
     is_grpc && response.status == 200 && response.fields.known(KnownName::GrpcStatus).is_none()
@@ -96,6 +104,8 @@ pub(crate) fn comes_late(response: &ResponseHead, is_grpc: bool) -> bool {
 
 /// What callers make of a call that ends without a status.
 pub(crate) const UNKNOWN: u8 = 2;
+/// gRPC's word for time that was over.
+pub(crate) const DEADLINE_EXCEEDED: u8 = 4;
 
 /// A call of gRPC was answered to its end, and neither head nor trailers say what became of it.
 pub(crate) fn without_status() -> Failure {

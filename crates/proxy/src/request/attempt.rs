@@ -202,7 +202,7 @@ impl<'a> Attempts<'a> {
                 }
             };
             journey.pauses();
-            self.prepare(repeat, down, deadlines).await?;
+            self.prepare(repeat, down, journey, deadlines).await?;
             body.rewind();
             let count = self.repeats.counted();
             let rest = self.rest(deadlines);
@@ -226,6 +226,7 @@ impl<'a> Attempts<'a> {
         &mut self,
         repeat: Again,
         down: &mut Down<'_>,
+        journey: &Journey<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<(), Failure> {
         // The time between attempts is no attempt's.
@@ -242,15 +243,15 @@ impl<'a> Attempts<'a> {
             }
             Again::Elsewhere { after, spared, permit } => {
                 self.permit = permit;
-                let left = self.spare(spared, down, deadlines).await?;
-                self.sleep(after, down, deadlines).await?;
+                let left = self.spare(spared, down, journey, deadlines).await?;
+                self.sleep(after, down, journey, deadlines).await?;
                 // Whoever else was there may be no more.
-                self.spare(left.saturating_sub(after), down, deadlines).await?;
+                self.spare(left.saturating_sub(after), down, journey, deadlines).await?;
             }
             Again::Anywhere { after, waiting } => {
                 self.permit = None;
                 self.tried.clear();
-                self.sleep(after, down, deadlines).await?;
+                self.sleep(after, down, journey, deadlines).await?;
                 drop(waiting);
             }
         }
@@ -262,12 +263,13 @@ impl<'a> Attempts<'a> {
         &self,
         time: Duration,
         down: &mut Down<'_>,
+        journey: &Journey<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<Duration, Failure> {
         let mut left = time;
         while !left.is_zero() && !self.has_another() {
             let nap = left.min(NAP);
-            self.sleep(nap, down, deadlines).await?;
+            self.sleep(nap, down, journey, deadlines).await?;
             left -= nap;
         }
         Ok(left)
@@ -283,6 +285,7 @@ impl<'a> Attempts<'a> {
         &self,
         time: Duration,
         down: &mut Down<'_>,
+        journey: &Journey<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<(), Failure> {
         if time.is_zero() {
@@ -292,7 +295,7 @@ impl<'a> Attempts<'a> {
             sleep(time).await;
             Ok(())
         };
-        self.unless_interrupted(Box::pin(sleeping), down, deadlines).await
+        self.unless_interrupted(Box::pin(sleeping), down, journey, deadlines).await
     }
 
     /// Picks an endpoint, and calls it; perhaps another one, too.

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{Cause, Timeouts, read_grpc_timeout, read_millis, write_grpc_timeout};
-use meshwork_http1::{FieldError, Fields, KnownName};
+use meshwork_http1::{FieldError, Fields, KnownName, ResponseHead};
 use tokio::time::Instant;
 
+use super::answer;
 use super::journey::Journey;
 use super::kin;
 use super::route::Target;
@@ -141,6 +142,33 @@ impl Deadlines {
         };
         let request = self.request.map(|(end, _)| end);
         [request, self.attempt, answer].into_iter().flatten().min()
+    }
+
+    /// Whoever was told how long it has may be quicker to say that this is over than we are to look. That it then broke off is no
+    /// failure of its own: our time was over.
+    pub(crate) fn or_over(&self, failure: Failure) -> Failure {
+        let breaks_off = matches!(failure.cause, Cause::UpstreamReset | Cause::UpstreamClosed);
+        match self.over().filter(|_| breaks_off) {
+            Some(cause) => Failure::local(cause),
+            None => failure,
+        }
+    }
+
+    /// The same of an answer that says so.
+    ///
+    /// # Errors
+    /// It does, and our time is over.
+    pub(crate) fn unless_over(&self, answer: &ResponseHead, is_grpc: bool) -> Result<(), Failure> {
+        let over = if answer::is_time_out(answer, is_grpc) { self.over() } else { None };
+        // Of an attempt alone the answer counts: policies name the statuses that are repeated.
+        let over = over.filter(|cause| *cause != Cause::PerTryTimeout);
+        over.map_or(Ok(()), |cause| Err(Failure::local(cause)))
+    }
+
+    /// What it is called that is over by now, if anything is.
+    fn over(&self) -> Option<Cause> {
+        let now = Instant::now();
+        self.first().filter(|first| *first <= now).map(|_| self.over_at(now))
     }
 
     fn over_at(&self, now: Instant) -> Cause {

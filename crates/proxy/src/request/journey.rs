@@ -22,7 +22,7 @@ use super::tried::{Attempted, HEDGE_LOST, Held, Known, Tried};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::observe::{Sighting, Told};
-use crate::recorder::Class;
+use crate::recorder::{self, Class, SoFar};
 use crate::series::{self, Called};
 use crate::usual::{self, Made};
 
@@ -450,6 +450,31 @@ impl<'c> Journey<'c> {
 }
 
 impl Journey<'_> {
+    /// Tells of the request, which has not ended, if it is one that somebody asks for.
+    #[cold]
+    pub(crate) fn tell_under_way(&self) {
+        let Self { conn, started, phase, .. } = *self;
+        let (worker, record) = (&conn.worker, &*self.record);
+        conn.entry.has_told();
+        let sighting = self.sighting.as_deref();
+        if !worker.roll.wants(record, sighting.and_then(Sighting::probe)) {
+            return;
+        }
+        let known = Known { started, record, endpoint: self.called.endpoint.as_ref() };
+        let so_far = SoFar {
+            lasts: worker.now().since(started),
+            phase,
+            tried: self.attempted.so_far(&known, phase, worker.now()),
+            timing: usual::timing(conn, record, None, self.called.grpc),
+        };
+        let held = self.shape.as_deref().map_or(&[][..], |shape| &shape.held);
+        let mut told = recorder::under_way(conn.place, record, held, &so_far);
+        if let Some(sighting) = sighting.filter(|is| is.probe().is_some_and(|id| worker.roll.wants_of(id))) {
+            sighting.so_far(&mut told);
+        }
+        worker.roll.answer(told);
+    }
+
     /// Gives the request that has ended to those who keep it or ask about it.
     #[cold]
     fn tell(&mut self, class: Option<Class>, own: Option<Duration>) {

@@ -198,7 +198,7 @@ async fn run(
         journey.enter(Phase::Tunnel);
         tunnel::check(down, &sent, &body, response)?;
         deadlines = attempts.become_tunnel(journey.started());
-        return Box::pin(tunnel::run(conn, exchange, down, response, journey, &mut deadlines)).await;
+        return Box::pin(tunnel::run(exchange, down, response, journey, &mut deadlines)).await;
     }
     transfer::response(&mut attempts, exchange, down, &mut body, response, journey, &mut deadlines).await
 }

@@ -17,7 +17,7 @@ use super::body::RequestBody;
 use super::deadline::{self, Deadlines, TooLate};
 use super::journey::Journey;
 use super::route::{self, Seen, Target};
-use super::transfer::poll_interrupted;
+use super::transfer::poll_under_way;
 use crate::connections::Standing;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -88,7 +88,7 @@ pub(crate) async fn enter(
         (Ok(Entered::Passed(pass)), _) => Ok(pass),
         (Ok(Entered::Waits(waiting)), Some(called)) => {
             let began = conn.worker.now();
-            let waited = wait(conn, (gate, overload), (waiting, called), down, deadlines).await;
+            let waited = wait(journey, (gate, overload), (waiting, called), down, deadlines).await;
             journey.held(Phase::Overload, began, || Some(overload.origin.to_string()));
             match waited? {
                 Ok(pass) => in_time(conn, pass, priority, target, deadlines)?.map_err(|why| {
@@ -139,12 +139,13 @@ fn in_time(
 }
 
 async fn wait(
-    conn: &Conn,
+    journey: &Journey<'_>,
     (gate, overload): Guard<'_>,
     (waiting, mut called): (Waiting, oneshot::Receiver<Result<Pass, Shed>>),
     down: &mut Down<'_>,
     deadlines: &mut Deadlines,
 ) -> Result<Result<Pass, Shed>, Failure> {
+    let conn = journey.conn();
     let patience = overload.queue.max_wait;
     let end = Instant::now() + patience;
     let mut sleeping = Box::pin(sleep(LOOKS.min(patience)));
@@ -170,7 +171,7 @@ async fn wait(
             }
             // It has been called just now, by another thread perhaps that is about to say so.
         }
-        poll_interrupted(cx, conn, down, deadlines).map(Err)
+        poll_under_way(cx, journey, down, deadlines).map(Err)
     })
     .await;
     conn.entry.go_on(conn.worker.now());

@@ -8,6 +8,7 @@ use meshwork_base::Clock;
 use meshwork_decision::{Abort, Cause, Injection, ResponseFlag};
 use meshwork_http1::{BodyLength, FieldError, Fields, KnownName, RequestHead, ResponseHead};
 
+use super::answer::DEADLINE_EXCEEDED;
 use super::deadline::GRACE;
 use super::journey::Journey;
 use super::{overload, shape};
@@ -210,7 +211,6 @@ fn grpc_trailers(cause: Cause, code: u8) -> Fields {
 
 /// What gRPC's libraries call the `INTERNAL_ERROR` by which a stream is broken off.
 const INTERNAL: u8 = 13;
-const DEADLINE_EXCEEDED: u8 = 4;
 const UNAVAILABLE: u8 = 14;
 
 /// gRPC's table of HTTP statuses, sharpened where we know more.

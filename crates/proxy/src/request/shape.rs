@@ -17,7 +17,7 @@ use super::deadline::Deadlines;
 use super::journey::Journey;
 use super::reply;
 use super::route::{Seen, Target, Way};
-use super::transfer::poll_interrupted;
+use super::transfer::poll_under_way;
 use super::tried::Held;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -116,7 +116,7 @@ pub(crate) async fn inject(
     if let Some(delay) = drawn.delay {
         happens(conn, &delay.origin, journey, "delay");
         let began = conn.worker.now();
-        let waited = wait(conn, delay.what, down).await;
+        let waited = wait(journey, delay.what, down).await;
         journey.held(Phase::Fault, began, || Some(delay.origin.to_string()));
         waited?;
     }
@@ -145,7 +145,8 @@ fn drawn_for(policy: &Origin, journey: &mut Journey<'_>, kind: &'static str) {
     }
 }
 
-async fn wait(conn: &Conn, time: Duration, down: &mut Down<'_>) -> Result<(), Failure> {
+async fn wait(journey: &Journey<'_>, time: Duration, down: &mut Down<'_>) -> Result<(), Failure> {
+    let conn = journey.conn();
     let mut sleeping = Box::pin(sleep(time));
     // Its own time has not begun: what is injected comes before the request's way.
     let mut none = Deadlines::default();
@@ -154,7 +155,7 @@ async fn wait(conn: &Conn, time: Duration, down: &mut Down<'_>) -> Result<(), Fa
         if sleeping.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        poll_interrupted(cx, conn, down, &mut none).map(Err)
+        poll_under_way(cx, journey, down, &mut none).map(Err)
     })
     .await;
     conn.entry.go_on(conn.worker.now());

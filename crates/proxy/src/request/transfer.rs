@@ -53,18 +53,33 @@ pub(crate) fn poll_interrupted(
     Poll::Pending
 }
 
+/// The same of a request, of which those hear meanwhile who ask for it.
+pub(crate) fn poll_under_way(
+    cx: &mut Context<'_>,
+    journey: &Journey<'_>,
+    down: &mut Down<'_>,
+    deadlines: &mut Deadlines,
+) -> Poll<Failure> {
+    let conn = journey.conn();
+    if conn.entry.is_asked() {
+        journey.tell_under_way();
+    }
+    poll_interrupted(cx, conn, down, deadlines)
+}
+
 /// Sends the request's body until the final head of the response is there. Informational heads are passed on.
 ///
 /// # Errors
 /// Either side broke, or the exchange was interrupted.
 pub(crate) async fn until_head(
-    conn: &Conn,
+    journey: &Journey<'_>,
     exchange: &mut Exchange,
     down: &mut Down<'_>,
     body: &mut RequestBody<'_>,
     response: &mut ResponseHead,
     deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
+    let conn = journey.conn();
     let mut sent = Some(conn.worker.now());
     let limits = conn.worker.shared.settings.limits;
     let mut sending: Result<(), StreamError> = Ok(());
@@ -106,7 +121,7 @@ pub(crate) async fn until_head(
         if body.has_ended() {
             deadlines.asked();
         }
-        poll_interrupted(cx, conn, down, deadlines).map(Err)
+        poll_under_way(cx, journey, down, deadlines).map(Err)
     })
     .await
 }
@@ -155,14 +170,15 @@ pub(crate) async fn response(
             }
         }
         attempts.poll_patience(cx);
-        poll_interrupted(cx, conn, down, deadlines).map(Err)
+        poll_under_way(cx, journey, down, deadlines).map(Err)
     })
     .await;
     journey.record.bytes_received = body.received;
     match moved {
         Ok(()) if body.is_sent() => exchange.finish(conn.worker.now()),
         Ok(()) => exchange.abort(),
-        Err(mut failure) => {
+        Err(failure) => {
+            let mut failure = deadlines.or_over(failure);
             exchange.abort();
             failure.is_hasty |= passing.reader.excuses(&failure, body, head, journey);
             // What has come whole is whole, whoever has left before it was read.

@@ -171,6 +171,16 @@ impl Attempted {
         self.over.push(tried);
     }
 
+    /// All attempts of a request that has not ended.
+    pub(crate) fn so_far(&self, known: &Known<'_>, phase: Phase, now: Tick) -> Vec<Tried> {
+        let mut tried = self.over.clone();
+        if let Some(running) = self.running {
+            tried.push(Tried { received: known.record.bytes_sent, phase, ..running.over(known, now) });
+        }
+        tried.sort_by_key(|tried| tried.start);
+        tried
+    }
+
     /// All attempts of a request that has ended, in the order in which they began.
     pub(crate) fn take(&mut self, known: &Known<'_>, now: Tick) -> Vec<Tried> {
         let mut over = std::mem::take(&mut self.over);

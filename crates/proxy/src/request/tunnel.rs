@@ -17,7 +17,6 @@ use super::deadline::Deadlines;
 use super::journey::Journey;
 use crate::connections::{Order, Phase};
 use crate::downstream::Down;
-use crate::downstream::connection::Conn;
 use crate::error::{Failure, Retry};
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::stream::{Frame, StreamError};
@@ -189,7 +188,6 @@ impl Flow {
 /// # Errors
 /// Either side broke, or the time of a stream is over.
 pub(crate) async fn run(
-    conn: &Conn,
     mut exchange: Exchange,
     down: &mut Down<'_>,
     response: &ResponseHead,
@@ -212,7 +210,7 @@ pub(crate) async fn run(
         }
     };
     let (mut up, mut back) = (Flow::default(), Flow::default());
-    let carried = carry(conn, &mut caller, &mut endpoint, (&mut up, &mut back), deadlines).await;
+    let carried = carry(journey, &mut caller, &mut endpoint, (&mut up, &mut back), deadlines).await;
     journey.record.bytes_received += up.bytes;
     journey.record.bytes_sent += back.bytes;
     if let Err(failure) = carried {
@@ -225,12 +223,13 @@ pub(crate) async fn run(
 }
 
 async fn carry(
-    conn: &Conn,
+    journey: &Journey<'_>,
     caller: &mut End<'_>,
     endpoint: &mut End<'_>,
     (up, back): (&mut Flow, &mut Flow),
     deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
+    let conn = journey.conn();
     let of_caller = |error| Failure::of_downstream(&error);
     let of_endpoint = |error| Failure::of_upstream(&error, true, false);
     poll_fn(|cx| {
@@ -267,6 +266,9 @@ async fn carry(
         }
         caller.rest();
         endpoint.rest();
+        if conn.entry.is_asked() {
+            journey.tell_under_way();
+        }
         conn.entry.watch(cx);
         Poll::Pending
     })

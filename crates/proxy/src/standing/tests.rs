@@ -184,4 +184,7 @@ fn what_a_policy_forces_of_endpoints_is_told_of_each() {
     calls(reviews(&snapshot), 4, [0, 4, 0]);
     let told = endpoint_breakers(reviews(&snapshot), Tick::ZERO);
     assert_eq!((told.counts, told.tripped.len()), ([3, 0, 0], 1), "it would be open, and refuses nobody");
+    let stats = stats::of(&MetricsRegistry::default(), &snapshot, Tick::ZERO);
+    let observed: Vec<_> = stats.breakers.iter().map(|is| (&*is.state, &*is.observed)).collect();
+    assert_eq!(observed, [("closed", "open"), ("closed", "")], "and the nearest of the others");
 }

@@ -407,7 +407,7 @@ fn who_was_called_is_told_what_to_keep_and_nobody_else() {
         Some(probes.keep.into_iter().map(|recall| recall.trace_id).collect::<Vec<_>>())
     };
     let follow = |server: &mut Server, trace: &str| {
-        let recall = Some(v1::Recall { trace_id: trace.to_owned(), request_id: String::new() });
+        let recall = Some(v1::Recall { trace_id: trace.to_owned(), ..v1::Recall::default() });
         let follow = Some(v1::Follow { recall, instances: vec!["shop/cart-1".to_owned()] });
         let observations = vec![v1::Observation { follow, ..v1::Observation::default() }];
         server.receive(caller, DiscoveryRequest { observations, ..DiscoveryRequest::default() }).unwrap();

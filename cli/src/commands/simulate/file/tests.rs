@@ -267,3 +267,12 @@ fn what_is_no_scenario_is_told_where_it_is_not() {
         assert!(why.contains(says), "{to}: {why}");
     }
 }
+
+#[test]
+fn what_is_more_than_policies_take_is_refused() {
+    let told = |from: &str, to: &str| read(&LEAST.replace(from, to)).unwrap_err().0;
+    let weight = told("[{service", "[{weight: 1000001, service");
+    assert_eq!(weight, "instances[0].weight: 1000000 at most");
+    let attempts = told("name: x", "name: x\npolicies: {retry: {attempts: 101}}");
+    assert_eq!(attempts, "line 2: policies.retry.attempts: 0 to 100");
+}

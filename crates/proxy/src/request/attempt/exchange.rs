@@ -42,9 +42,9 @@ impl Attempts<'_> {
             deadlines.asked();
         }
         let mut exchange = match to.speaks {
-            Speaks::Http1 => self.open_h1(&to, head, down, deadlines).await?,
+            Speaks::Http1 => self.open_h1(&to, head, down, journey, deadlines).await?,
             Speaks::Http2 | Speaks::Mesh { .. } => {
-                self.open_h2(&to, head, down, body.is_empty(), deadlines).await?
+                self.open_h2(&to, (head, body.is_empty()), down, journey, deadlines).await?
             }
         };
         if let Speaks::Mesh { id, .. } = to.speaks {
@@ -52,7 +52,12 @@ impl Attempts<'_> {
         }
         let waited = self.waited.take().then(|| self.conn.worker.now());
         journey.opened(waited, exchange.born());
-        match transfer::until_head(self.conn, &mut exchange, down, body, response, deadlines).await {
+        let answered = transfer::until_head(journey, &mut exchange, down, body, response, deadlines).await;
+        let answered = match answered {
+            Ok(()) => deadlines.unless_over(response, journey.is_grpc()),
+            Err(failure) => Err(deadlines.or_over(failure)),
+        };
+        match answered {
             Ok(()) => {
                 deadlines.answered();
                 Ok(exchange)
@@ -107,6 +112,7 @@ impl Attempts<'_> {
         to: &Destination<'_>,
         head: &Head<'_>,
         down: &mut Down<'_>,
+        journey: &Journey<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
         let worker = &self.conn.worker;
@@ -121,7 +127,7 @@ impl Attempts<'_> {
                 let until = self.until(deadlines);
                 let behind = Behind::new(&self.behind).until(until.as_ref());
                 let opening = Box::pin(open::h1(worker, to, &pool, behind));
-                let opened = self.unless_interrupted(opening, down, deadlines).await;
+                let opened = self.unless_interrupted(opening, down, journey, deadlines).await;
                 opened.map_err(|failure| self.without_connection(failure, &pool))?
             }
         };
@@ -132,9 +138,9 @@ impl Attempts<'_> {
     async fn open_h2(
         &self,
         to: &Destination<'_>,
-        head: &Head<'_>,
+        (head, end): (&Head<'_>, bool),
         down: &mut Down<'_>,
-        end: bool,
+        journey: &Journey<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
         let worker = &self.conn.worker;
@@ -143,7 +149,7 @@ impl Attempts<'_> {
         let until = self.until(deadlines);
         let behind = Behind::new(&self.behind).until(until.as_ref());
         let opening = Box::pin(open::h2(worker, to, &pool, head, end, behind));
-        let opened = self.unless_interrupted(opening, down, deadlines).await;
+        let opened = self.unless_interrupted(opening, down, journey, deadlines).await;
         let exchange = opened.map_err(|failure| self.without_connection(failure, &pool))?;
         Ok(Exchange::H2(Box::new(exchange)))
     }
@@ -171,6 +177,7 @@ impl Attempts<'_> {
         &self,
         mut step: Pin<Box<impl Future<Output = Result<T, Failure>>>>,
         down: &mut Down<'_>,
+        journey: &Journey<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<T, Failure> {
         let done = poll_fn(|cx| {
@@ -178,7 +185,7 @@ impl Attempts<'_> {
                 return Poll::Ready(done);
             }
             self.waited.set(true);
-            transfer::poll_interrupted(cx, self.conn, down, deadlines).map(Err)
+            transfer::poll_under_way(cx, journey, down, deadlines).map(Err)
         })
         .await;
         done.inspect_err(|failure| self.conn.worker.connect_failed(failure.cause))

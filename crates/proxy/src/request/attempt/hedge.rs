@@ -140,7 +140,7 @@ async fn awaited(
         if let Poll::Ready(good) = second.poll(cx) {
             return Poll::Ready(Ok(good));
         }
-        transfer::poll_interrupted(cx, attempts.conn, down, deadlines).map(Err)
+        transfer::poll_under_way(cx, journey, down, deadlines).map(Err)
     })
     .await;
     match waited {
