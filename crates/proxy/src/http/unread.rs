@@ -47,6 +47,8 @@ impl<T> Living<T> {
         let Self(all) = self;
         if all.len() == all.capacity() {
             all.retain(|one| one.strong_count() > 0);
+            // Where nearly all live there would soon be no room again, and each look at all of them would find room for few.
+            all.reserve(all.len());
         }
         all.push(Rc::downgrade(one));
     }

@@ -44,3 +44,21 @@ fn what_was_joined_comes_out_as_it_came_also_where_some_is_taken_between() {
     }
     assert!(joined.is_empty() && out == came);
 }
+
+#[test]
+fn where_nearly_all_live_each_new_one_does_not_look_at_all_of_them() {
+    let mut living = Living::default();
+    let mut all: Vec<_> = (0..128).map(Rc::new).collect();
+    all.iter().for_each(|one| living.add(one));
+    // What lives is looked at when there is no room: as often as it is found that what is not there any more is there.
+    let mut looks = 0;
+    for number in 0..1_000 {
+        all.swap_remove(0);
+        let before = living.0.len();
+        all.push(Rc::new(number));
+        living.add(&all[127]);
+        looks += usize::from(living.0.len() <= before);
+    }
+    assert!(looks <= 1_000 / 128 + 1, "{looks} looks");
+    assert!(living.0.capacity() <= 4 * 128, "room for {} of 128", living.0.capacity());
+}
