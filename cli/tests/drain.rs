@@ -11,12 +11,13 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 use support::platform::{Platform, Spawned, assert_ok, next, signal};
-use support::{exchange, until};
+use support::{exchange, get, until};
 
 /// It answers at once but for half of one answer and for `/hang` where it notes that in a file, and its own end would close
 /// these.
 const APP: &str = "import os, signal, socket, sys, threading\n\
     signal.signal(signal.SIGTERM, lambda *_: os._exit(5))\n\
+    signal.signal(signal.SIGHUP, lambda *_: os._exit(6))\n\
     def serve(c):\n\
     \twhile b'/' in (got := c.recv(65536)):\n\
     \t\tif b'/hang' in got and sys.argv[1:]:\n\
@@ -100,6 +101,27 @@ fn calls_that_outlast_the_drain_are_cut_off_by_us_before_the_application_ends() 
     let (callee, caller) = (half("\"protocol\":\"HTTP/2\""), half("\"protocol\":\"HTTP/1.1\""));
     assert!(callee.contains("\"draining\""), "{callee}");
     assert!(caller.contains("\"upstream_reset\""), "{caller}");
+}
+
+#[test]
+fn a_sighup_is_heard_while_load_balancers_have_their_time() {
+    if meshwork_testkit::tool("python3").is_none() {
+        return;
+    }
+    let platform = Platform::new();
+    assert_ok(&platform.up(&["--no-shop"]));
+    let log = platform.data.path().join("web.log");
+    let address = next(platform.base, 1);
+    let more = ["--drain-delay", "1h", "--access-log", log.to_str().unwrap()];
+    let mut web = Instance::start(&platform, "web-1", address, None, &more);
+    until("it serves", || web.call("/")?.ends_with("four").then_some(()));
+    web.signal("TERM");
+    let ready = (address, 15021).into();
+    until("it is not ready any more", || get(ready, "/healthz/ready").filter(|(status, _)| *status == 503));
+    std::fs::rename(&log, log.with_extension("1")).unwrap();
+    web.signal("HUP");
+    until("the log is opened anew", || log.exists().then_some(()));
+    assert_eq!(web.process.ended(), Some(6), "the application is told");
 }
 
 /// Calls through this door until one hangs, which is noted in the file; its answer is to come.

@@ -23,8 +23,9 @@ mod signals;
 mod troubles;
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -267,7 +268,7 @@ impl Running {
         let keeping = tokio::spawn(registrar.keep(self.workload_told(), self.taken_told(), ThreadRng::new()));
         let telling = tokio::spawn(tell_of_workload(self.readiness.clone()));
         self.readiness.condition("serving").set(true);
-        let exit = self.watch(&mut app, signals).await;
+        let exit = self.watch(&mut app, signals, pending()).await;
         self.readiness.condition("serving").set(false);
         let exit = match exit {
             Ok(None) => self.noticed(&mut app, signals).await,
@@ -291,18 +292,36 @@ impl Running {
         ended
     }
 
-    /// Waits for the application's end, or for the signal to end it.
-    async fn watch(&self, app: &mut App, signals: &mut Signals) -> Result<Option<Exit>, AppError> {
+    /// Waits for the application's end, for a signal to end it, or until this is over.
+    async fn watch(
+        &self,
+        app: &mut App,
+        signals: &mut Signals,
+        over: impl Future<Output = ()>,
+    ) -> Result<Option<Exit>, AppError> {
+        let mut over = pin!(over);
         loop {
             tokio::select! {
                 exit = app.wait() => return exit.map(Some),
+                () = &mut over => return Ok(None),
                 received = signals.next() => match received {
                     Received::End => return Ok(None),
-                    Received::HangUp => {
-                        self.access_log.reopen();
-                        app.signal(Signals::HANG_UP);
-                    }
+                    Received::HangUp => self.hang_up(app),
                 },
+            }
+        }
+    }
+
+    fn hang_up(&self, app: &App) {
+        self.access_log.reopen();
+        app.signal(Signals::HANG_UP);
+    }
+
+    /// Waits for the second signal that asks for the end.
+    async fn told_twice(&self, app: &App, signals: &mut Signals) {
+        while !signals.told_twice() {
+            if signals.next().await == Received::HangUp {
+                self.hang_up(app);
             }
         }
     }
@@ -318,13 +337,9 @@ impl Running {
             delay_seconds = delay.as_secs(),
             "not ready any more; all goes on until the drain begins"
         );
-        tokio::select! {
-            exit = app.wait() => return exit.map(Some),
-            () = tokio::time::sleep(delay) => {}
-            () = signals.second() => {}
-        }
+        let exit = self.watch(app, signals, tokio::time::sleep(delay)).await?;
         signals.put_off();
-        Ok(None)
+        Ok(exit)
     }
 
     /// Lets what is in flight finish, then ends the application. What it calls goes out until it has ended. The time is one
@@ -334,7 +349,7 @@ impl Running {
         let finished = tokio::select! {
             () = self.listening.drain_inbound(Ending::Finished) => true,
             () = tokio::time::sleep(signals.left(most)) => false,
-            () = signals.second() => false,
+            () = self.told_twice(&app, signals) => false,
         };
         if !finished {
             // Callers hear that it is not whole; the end of the application would look like its last word.

@@ -112,17 +112,20 @@ fn whoever_took_longer_than_usual_is_named_below_a_service_that_always_takes_lon
         let more = ["--protocol", "http", "--flight-recorder-slow", "50ms"];
         app.run(&platform, &python, &more)
     };
-    // The one always takes 150 ms by itself, the other 5 ms, and 100 ms with the fault.
-    let _back = run("back", 1, "0.005", "0.1", "");
-    let _front = run("front", 2, "0.15", "0.15", "http://back/stock/17");
+    // The one always takes 400 ms by itself, the other 5 ms, and 800 ms with the fault: what decides is far more than a busy machine adds.
+    let _back = run("back", 1, "0.005", "0.8", "");
+    let _front = run("front", 2, "0.4", "0.4", "http://back/stock/17");
     until("the edge reaches it", || get(platform.at(8080), "/").filter(|(status, _)| *status == 200));
 
-    (0..ENOUGH + 2).for_each(|number| ask(&platform, &format!("/orders/{number}"), 1_000 + number));
-    let healthy = explained(&platform, 1_000 + ENOUGH + 1);
-    assert_eq!(healthy["fault"]["service"], "default/front:80", "{healthy:#}");
+    (0..ENOUGH).for_each(|number| ask(&platform, &format!("/orders/{number}"), 1_000 + number));
+    // On a busy machine anybody may be late once.
+    let asked = 1_500..1_505;
+    asked.clone().for_each(|number| ask(&platform, &format!("/orders/{number}"), number));
+    let healthy: Vec<Value> = asked.map(|number| explained(&platform, number)).collect();
+    let of_front = healthy.iter().filter(|answer| answer["fault"]["service"] == "default/front:80").count();
+    assert!(of_front >= 3, "{healthy:#?}");
 
     std::fs::write(&fault, "").unwrap();
-    // On a busy machine anybody may be late once.
     let asked = 2_000..2_005;
     asked.clone().for_each(|number| ask(&platform, "/orders/18?page=2", number));
     let answers: Vec<Value> = asked.clone().map(|number| explained(&platform, number)).collect();
@@ -131,11 +134,11 @@ fn whoever_took_longer_than_usual_is_named_below_a_service_that_always_takes_lon
     assert!(right.len() >= 3, "{answers:#?}");
     let fault = &right[0]["fault"];
     let ms = |of: &Value, key: &str| of[key].as_f64().unwrap_or_else(|| panic!("{key} of {of:#}"));
-    assert!(ms(fault, "tookMs") >= 100.0 && ms(fault, "usualMs") < 50.0, "{fault:#}");
+    assert!(ms(fault, "tookMs") >= 800.0 && ms(fault, "usualMs") < 400.0, "{fault:#}");
     let front = front(right[0]).expect("its hop");
     let own = ms(front, "ownMs");
-    assert!(own >= 150.0 && own + 95.0 <= ms(front, "durationMs"), "without its call: {front:#}");
-    assert!(ms(front, "usualOwnMs") >= 150.0 && ms(front, "usualOwnMs") <= ms(front, "usualMs"), "{front:#}");
+    assert!(own >= 400.0 && own + 795.0 <= ms(front, "durationMs"), "without its call: {front:#}");
+    assert!(ms(front, "usualOwnMs") >= 400.0 && ms(front, "usualOwnMs") <= ms(front, "usualMs"), "{front:#}");
     // The same in words.
     let number = asked.zip(&answers).find(|(_, answer)| is_right(answer)).unwrap().0;
     let told = platform.command(&["explain", &trace(number)]);

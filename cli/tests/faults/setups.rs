@@ -94,7 +94,7 @@ const ONCE: &str = "retry: {attempts: 0}";
 /// How a row's fault is made.
 #[expect(clippy::too_many_lines, reason = "a table: one arm per row")]
 pub(crate) fn setup(name: &str) -> Setup {
-    use Step::{Close, Drip, Flood, Hang, Head, Reset, Send, Wait};
+    use Step::{Close, Drip, Flood, Gone, Hang, Head, Reset, Send, Wait};
     let send = Act::Send(Payload::Nothing);
     let without = |up| Setup { up, instances: 1, protocol: "http", policy: "", act: send };
     match name {
@@ -111,11 +111,12 @@ pub(crate) fn setup(name: &str) -> Setup {
         "garbage" => plain(&[Head, Send(b"220 mail.example ESMTP\r\n\r\n"), Close], ONCE),
         "bad-chunk" => plain(&[Head, Send(CHUNK), Wait(100), Send(b"many\r\n"), Hang], ""),
         "stalled-head" => plain(&[Head, Hang], "timeouts: {request: 500ms}"),
-        "late" => plain(&[Head, Wait(1000), Send(OK)], "timeouts: {request: 300ms}"),
+        "late" => plain(&[Head, Gone, Send(OK)], "timeouts: {request: 300ms}"),
         "stalled-try" => plain(&[Head, Hang], "retry: {attempts: 0, perTryTimeout: 300ms}"),
-        "stalled-body" => plain(&[Head, Send(HALF), Hang], "timeouts: {request: 500ms}"),
-        "slow-body" => plain(&[Head, Send(BEGIN), Drip], "timeouts: {request: 500ms}"),
-        "idle-body" => plain(&[Head, Send(HALF), Hang], "timeouts: {streamIdle: 500ms}"),
+        // Time enough for these to begin.
+        "stalled-body" => plain(&[Head, Send(HALF), Hang], "timeouts: {request: 2s}"),
+        "slow-body" => plain(&[Head, Send(ENDLESS), Drip], "timeouts: {request: 2s}"),
+        "idle-body" => plain(&[Head, Send(HALF), Hang], "timeouts: {streamIdle: 2s}"),
         "unread-request" => {
             acting(Act::Send(Payload::Bytes(8 << 20)), &[Head, Hang], "timeouts: {request: 1s}")
         }
@@ -177,10 +178,11 @@ pub(crate) fn setup(name: &str) -> Setup {
         }
         "hedged-reset" => Setup {
             instances: 2,
-            ..plain(&[Head, Wait(1000), Reset], concat!(hedge!(), "retry: {attempts: 0}"))
+            // Time enough for the second attempt to begin.
+            ..plain(&[Head, Wait(3000), Reset], concat!(hedge!(), "retry: {attempts: 0}"))
         },
         "hedged-stalled" => {
-            Setup { instances: 2, ..plain(&[Head, Hang], concat!(hedge!(), "timeouts: {request: 500ms}")) }
+            Setup { instances: 2, ..plain(&[Head, Hang], concat!(hedge!(), "timeouts: {request: 3s}")) }
         }
         "overloaded" => {
             acting(Act::Beside(Payload::Nothing), &[Head, Hang], concat!(one!(), "{maxRequests: 0}}"))

@@ -20,6 +20,8 @@ pub(crate) enum Step {
     Drip,
     /// So many milliseconds.
     Wait(u64),
+    /// Until the gateway has closed the connection, behind the request.
+    Gone,
     /// The connection stays, and nothing more comes.
     Hang,
     Close,
@@ -121,6 +123,10 @@ async fn http1(mut tcp: TcpStream, steps: &'static [Step], arrived: Arc<Notify>)
                 }
                 Step::Wait(time) => {
                     tokio::time::sleep(Duration::from_millis(*time)).await;
+                    Some(())
+                }
+                Step::Gone => {
+                    while tcp.read(&mut [0; 1024]).await.is_ok_and(|count| count > 0) {}
                     Some(())
                 }
                 Step::Hang => std::future::pending().await,

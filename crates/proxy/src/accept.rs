@@ -21,6 +21,9 @@ use crate::mesh::Place;
 use crate::poll_time::timed_by_poll;
 use crate::worker::Worker;
 
+/// So many of those who wait at a socket that closes are let in before others have their turn.
+const TURN: i32 = 32;
+
 /// See the module's text.
 pub(crate) struct Accepting {
     stop: oneshot::Sender<()>,
@@ -47,11 +50,11 @@ impl Accepting {
         self.task.abort();
     }
 
-    /// Takes who waits at the socket, and closes it. Returns when that is done.
-    pub(crate) async fn stop(self) {
+    /// Takes who waits at the socket, and closes it. What does so is given.
+    pub(crate) fn stop(self) -> JoinHandle<()> {
         // A task that is gone has closed its socket.
         let _ = self.stop.send(());
-        let _ = self.task.await;
+        self.task
     }
 }
 
@@ -68,7 +71,11 @@ impl Door {
             never = self.take_all(&listener) => match never {},
             _ = told => {}
         }
-        if let Err(error) = listener.into_std().and_then(|listener| self.take_who_waits(&listener)) {
+        let taken = match listener.into_std() {
+            Ok(listener) => self.take_who_waits(&listener).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = taken {
             tracing::warn!(place = %self.place, %error, "cannot accept who waits at a socket that closes");
         }
     }
@@ -114,16 +121,13 @@ impl Door {
         }
     }
 
-    /// The system is asked itself: the runtime may not have heard yet of who came last. No more than can wait at once, for nothing else of
-    /// this worker runs meanwhile, and callers may come faster than they are turned away.
-    fn take_who_waits(&self, listener: &std::net::TcpListener) -> io::Result<()> {
+    /// The system is asked itself: the runtime may not have heard yet of who came last. No more than can wait at once, for callers may
+    /// come faster than they are turned away; and few of them in one turn, for nothing else of this worker runs meanwhile.
+    async fn take_who_waits(&self, listener: &std::net::TcpListener) -> io::Result<()> {
         let mut failed = Ok(());
-        for _ in 0..listen::BACKLOG {
-            match listener.accept() {
-                Ok((tcp, peer)) => {
-                    tcp.set_nonblocking(true)?;
-                    self.admit(TcpStream::from_std(tcp)?, peer);
-                }
+        for taken in 1..=listen::BACKLOG {
+            match taken_of(listener) {
+                Ok((tcp, peer)) => self.admit(tcp, peer),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error)
                     if matches!(
@@ -132,6 +136,9 @@ impl Door {
                     ) => {}
                 // Of one caller perhaps: others wait behind it.
                 Err(error) => failed = Err(error),
+            }
+            if taken % TURN == 0 {
+                tokio::task::yield_now().await;
             }
         }
         failed
@@ -159,5 +166,43 @@ impl Door {
         self.full.happened(self.worker.shared.clock.now(), move |times| {
             tracing::warn!(%place, %peer, times, "{said}: closed");
         });
+    }
+}
+
+/// Who waits longest at a socket.
+fn taken_of(listener: &std::net::TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (tcp, peer) = listener.accept()?;
+    tcp.set_nonblocking(true)?;
+    Ok((TcpStream::from_std(tcp)?, peer))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::engine::Settings;
+    use crate::worker::tests::idle;
+
+    #[tokio::test]
+    async fn who_waits_at_a_socket_that_closes_is_let_in_a_few_at_a_time() {
+        const WAIT: i32 = 4 * TURN + 1;
+        let socket = listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
+        let address = socket.local_addr().unwrap();
+        let waiting: Vec<_> = (0..WAIT).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        // Whoever is let in finds no place.
+        let worker = idle(Settings { max_connections: 0, ..Settings::default() });
+        let door = Door { worker, place: Place::Outbound(address), full: Seldom::default() };
+        let mut taking = pin!(door.take_who_waits(&socket));
+        let mut turns = 1;
+        while taking.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            turns += 1;
+        }
+        assert_eq!(turns, WAIT / TURN + 1);
+        for mut tcp in waiting {
+            let closed = io::Read::read(&mut tcp, &mut [0]);
+            assert!(matches!(closed, Ok(0)), "somebody was not let in: {closed:?}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The engine: workers, the snapshot they share, and the listening sockets that follow the snapshot.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use meshwork_base::Clock;
 use meshwork_decision::{Binding, Bundle, Locality, Snapshot};
 use meshwork_http1::Limits;
@@ -16,6 +18,7 @@ use meshwork_messages::v1;
 use meshwork_process::{Drained, MemoryMeter};
 use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels, Tracer};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use crate::checker::Checker;
 use crate::connections::DownstreamTimeouts;
@@ -78,6 +81,8 @@ impl Default for Settings {
     }
 }
 
+/// How long a worker may take to end when it is told to, its last words among it.
+const ENDS: Duration = Duration::from_secs(5);
 /// How long a worker may take to say what it has kept.
 const RECALL: Duration = Duration::from_secs(1);
 
@@ -139,6 +144,8 @@ impl fmt::Display for BindKey {
 struct WorkerHandle {
     commands: mpsc::Sender<Command>,
     thread: JoinHandle<()>,
+    /// Fails when the thread is at its end.
+    ended: oneshot::Receiver<Infallible>,
 }
 
 /// See the module's text.
@@ -374,7 +381,7 @@ impl Engine {
     }
 
     /// The same; the rest is ended when `enough` comes true. In any case what was under way has been told so, and is written
-    /// down, when this returns.
+    /// down, when this returns, but for what a worker carries that stands still itself.
     pub async fn drain_until(self, enough: impl Future<Output = ()>) -> Drained {
         let all_end = async {
             // Who is told to go elsewhere comes back to a socket that is still open, and would be told so again.
@@ -389,21 +396,35 @@ impl Engine {
             () = all_end => {}
             () = enough => {}
         }
+        // Whoever has asked for the end twice has no further word but SIGKILL.
+        let by = Instant::now() + ENDS;
         let left = Arc::new(AtomicUsize::new(0));
-        self.tell_all(|| Command::Stop(Arc::clone(&left))).await;
-        let threads: Vec<_> = self.workers.into_iter().map(|worker| worker.thread).collect();
-        let broken = move || threads.into_iter().filter_map(|thread| thread.join().err()).count();
-        let broken = tokio::task::spawn_blocking(broken).await.unwrap_or(1);
-        drained(left.load(Ordering::Relaxed), broken)
+        let told = self.workers.iter().map(|worker| worker.commands.send(Command::Stop(Arc::clone(&left))));
+        let _ = timeout_at(by, join_all(told)).await;
+        let (mut broken, mut stuck) = (0, 0);
+        for worker in self.workers {
+            match timeout_at(by, worker.ended).await {
+                Ok(_) => broken += usize::from(worker.thread.join().is_err()),
+                Err(_) => stuck += 1,
+            }
+        }
+        drained(left.load(Ordering::Relaxed), broken, stuck)
     }
 }
 
-/// How it ended where so much was cut off, and so many workers broke down: each had something at that moment, and nobody knows how much.
-fn drained(left: usize, broken: usize) -> Drained {
+/// How it ended where so much was cut off, so many workers broke down, and so many did not end: each of these had something at that
+/// moment, and nobody knows how much.
+fn drained(left: usize, broken: usize, stuck: usize) -> Drained {
     if broken > 0 {
         tracing::error!(workers = broken, "a worker broke down while it drained; what it carried is lost");
     }
-    match left + broken {
+    if stuck > 0 {
+        tracing::error!(
+            workers = stuck,
+            "a worker stands still and does not end; what it carries breaks off with the process"
+        );
+    }
+    match left + broken + stuck {
         0 => Drained::Clean,
         left => Drained::CutOff { left },
     }
@@ -418,7 +439,10 @@ fn leaves_behind(before: &Snapshot, now: &Snapshot) -> bool {
 fn start_worker(index: usize, shared: Arc<Shared>, bells: Bells) -> std::io::Result<WorkerHandle> {
     let (commands, receiver) = mpsc::channel(64);
     let (started, wait) = std::sync::mpsc::sync_channel(1);
+    let (ends, ended) = oneshot::channel();
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        // Goes last, also where the worker breaks down.
+        let _ends = ends;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default());
@@ -433,7 +457,7 @@ fn start_worker(index: usize, shared: Arc<Shared>, bells: Bells) -> std::io::Res
         }
     })?;
     wait.recv().map_err(|_| std::io::Error::other("the worker's thread ended before it began"))??;
-    Ok(WorkerHandle { commands, thread })
+    Ok(WorkerHandle { commands, thread, ended })
 }
 
 #[cfg(test)]
@@ -441,9 +465,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drain_in_which_a_worker_breaks_down_is_not_clean() {
-        assert_eq!(drained(0, 0), Drained::Clean);
-        assert_eq!(drained(0, 1), Drained::CutOff { left: 1 });
-        assert_eq!(drained(3, 1), Drained::CutOff { left: 4 });
+    fn a_drain_in_which_a_worker_breaks_down_or_stands_still_is_not_clean() {
+        assert_eq!(drained(0, 0, 0), Drained::Clean);
+        assert_eq!(drained(0, 1, 0), Drained::CutOff { left: 1 });
+        assert_eq!(drained(3, 1, 1), Drained::CutOff { left: 5 });
     }
 }

@@ -7,6 +7,9 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+/// So much may come behind a peer's word that it says no more (RFC 8446 section 6.1) before it is left.
+const BEHIND: usize = 64 * 1024;
+
 /// One stream of bytes. TLS state is several hundred bytes, so it is boxed and plain TCP is not.
 #[derive(Debug)]
 pub(crate) enum Io {
@@ -34,15 +37,15 @@ impl Io {
     }
 
     /// Ready when a peer from whom nothing more comes has left. Over TCP its end may mean either. TLS has a word for the end of one
-    /// direction (RFC 8446 section 6.1), and who goes on reading behind it keeps the connection below as it is.
-    pub(crate) fn poll_left(&self, cx: &mut Context<'_>) -> Poll<()> {
-        while !self.is_plain() {
+    /// direction (RFC 8446 section 6.1), and who goes on reading behind it keeps the connection below as it is. What stands behind that
+    /// word is nothing; so much of it has come, and whoever goes on with it would have us read for nothing as long as it likes.
+    pub(crate) fn poll_left(&self, cx: &mut Context<'_>, behind: &mut usize) -> Poll<()> {
+        while !self.is_plain() && *behind < BEHIND {
             if ready!(self.tcp().poll_read_ready(cx)).is_err() {
                 break;
             }
-            // What stands behind that word is nothing.
-            match self.tcp().try_read(&mut [0; 256]) {
-                Ok(1..) => {}
+            match self.tcp().try_read(&mut [0; 8 * 1024]) {
+                Ok(bytes @ 1..) => *behind += bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(0) | Err(_) => break,
             }

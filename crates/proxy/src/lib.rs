@@ -37,6 +37,7 @@ mod checker;
 pub mod client_hello;
 mod connections;
 mod date;
+mod doors;
 mod downstream;
 mod engine;
 mod error;

@@ -22,9 +22,9 @@ use meshwork_telemetry::{
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 
-use crate::accept::Accepting;
 use crate::connections::Connections;
 use crate::date::DateText;
+use crate::doors::{Doors, Then};
 use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
@@ -426,29 +426,31 @@ fn changed(what: &str, refuses: bool) -> String {
 pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::Receiver<Command>) {
     let worker = Worker::new(shared, bells);
     worker.look_at_memory();
-    let mut accepting: HashMap<Place, Accepting> = HashMap::new();
+    let mut doors = Doors::default();
     // How often connections that wait are looked at is how often memory is.
     let mut sweep = tokio::time::interval(worker.memory.period());
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut inbound_done: Option<oneshot::Sender<()>> = None;
     loop {
         tokio::select! {
-            () = worker.inbound.drained(), if inbound_done.is_some() => {
-                // Who asked may have stopped waiting.
-                let _ = inbound_done.take().map(|done| done.send(()));
-            }
+            () = worker.inbound.drained(), if inbound_done.is_some() => say(inbound_done.take()),
             () = worker.drained() => return,
+            closed = doors.closed() => for then in closed {
+                match then {
+                    Then::Say(done) => say(Some(done)),
+                    Then::DrainInbound(ending, done) => {
+                        match ending {
+                            Ending::Finished => worker.inbound.drain(),
+                            Ending::AtOnce => worker.inbound.cut_off(),
+                        }
+                        sweep.reset_immediately();
+                        inbound_done = Some(done);
+                    }
+                }
+            },
             command = commands.recv() => match command {
-                Some(Command::Listen(place, socket)) => {
-                    if let Some(one) = Accepting::start(&worker, place, socket) {
-                        accepting.insert(place, one);
-                    }
-                }
-                Some(Command::Unlisten(place)) => {
-                    if let Some(one) = accepting.remove(&place) {
-                        one.abort();
-                    }
-                }
+                Some(Command::Listen(place, socket)) => doors.open(&worker, place, socket),
+                Some(Command::Unlisten(place)) => doors.abort(place),
                 Some(Command::DrainLeftBehind) => worker.others.drain_left_behind(),
                 Some(Command::Recall(wanted, answer)) => {
                     // Who asked may have stopped waiting.
@@ -457,28 +459,18 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 Some(Command::Recheck) => recheck(&worker),
                 Some(Command::DrainInbound(ending, done)) => {
                     let is_inbound = |place| matches!(place, Place::Inbound(_) | Place::Hbone(_));
-                    stop_accepting(&mut accepting, is_inbound).await;
-                    match ending {
-                        Ending::Finished => worker.inbound.drain(),
-                        Ending::AtOnce => worker.inbound.cut_off(),
-                    }
-                    sweep.reset_immediately();
-                    inbound_done = Some(done);
+                    doors.close(is_inbound, Then::DrainInbound(ending, done));
                 }
-                Some(Command::StopAccepting(done)) => {
-                    stop_accepting(&mut accepting, |_| true).await;
-                    // Who asked may have stopped waiting.
-                    let _ = done.send(());
-                }
+                Some(Command::StopAccepting(done)) => doors.close(|_| true, Then::Say(done)),
                 Some(Command::Drain) => {
                     worker.drain();
                     sweep.reset_immediately();
                 }
                 Some(Command::Stop(left)) => {
                     left.fetch_add(worker.all_connections().map(|some| some.busy()).iter().sum(), Ordering::Relaxed);
-                    return cut_off(&worker, &mut accepting).await;
+                    return cut_off(&worker, &mut doors).await;
                 }
-                None => return cut_off(&worker, &mut accepting).await,
+                None => return cut_off(&worker, &mut doors).await,
             },
             due = sweep.tick() => {
                 sweep_once(&worker, due.elapsed() >= LATE);
@@ -488,16 +480,14 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
     }
 }
 
-/// Takes who waits at these sockets, and closes them.
-async fn stop_accepting(accepting: &mut HashMap<Place, Accepting>, which: impl Fn(Place) -> bool) {
-    for (_, one) in accepting.extract_if(|place, _| which(*place)) {
-        one.stop().await;
-    }
+/// Who asked may have stopped waiting.
+fn say(done: Option<oneshot::Sender<()>>) {
+    let _ = done.map(|done| done.send(()));
 }
 
 /// Each says by itself that what it carries is not whole: a connection that is only dropped looks like one that is at its end.
-async fn cut_off(worker: &Worker, accepting: &mut HashMap<Place, Accepting>) {
-    accepting.drain().for_each(|(_, one)| one.abort());
+async fn cut_off(worker: &Worker, doors: &mut Doors) {
+    doors.abort_all();
     worker.all_connections().into_iter().for_each(|some| some.cut_off());
     let _ = tokio::time::timeout(LAST_WORDS, worker.drained()).await;
 }
@@ -535,13 +525,4 @@ fn recheck(worker: &Rc<Worker>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_breaker_that_only_observes_is_not_logged_as_one_that_refuses() {
-        assert_eq!(changed("circuit breaker of a route", true), "circuit breaker of a route changed");
-        let told = changed("circuit breaker", false);
-        assert_eq!(told, "circuit breaker would change, and refuses nobody: its policy only observes");
-    }
-}
+pub(crate) mod tests;

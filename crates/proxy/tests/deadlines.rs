@@ -48,7 +48,15 @@ async fn gateway(
     upstream: SocketAddr,
     timeouts: v1::Timeouts,
 ) -> (Harness, SocketAddr) {
-    let mut harness = Harness::start(Settings::default());
+    gateway_of(Harness::start(Settings::default()), protocol, upstream, timeouts).await
+}
+
+async fn gateway_of(
+    mut harness: Harness,
+    protocol: AppProtocol,
+    upstream: SocketAddr,
+    timeouts: v1::Timeouts,
+) -> (Harness, SocketAddr) {
     harness.service("web", protocol, &[upstream]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     harness.change([traffic(timeouts)]).await;
@@ -135,7 +143,8 @@ async fn a_limit_of_the_outbound_s_own_is_over_there_first() {
         backoff_max_ms: Some(1),
         ..crate::support::bare_retry()
     };
-    let timeouts = v1::Timeouts { request_ms: 300, ..Default::default() };
+    // Enough for both attempts to be sent.
+    let timeouts = v1::Timeouts { request_ms: 2_000, ..Default::default() };
     let policy = v1::TrafficPolicy { retry: Some(retry), timeouts: Some(timeouts), ..Default::default() };
     let policy = v1::policy::Spec::Traffic(policy);
     pair.outbound.change([support::mesh::policy("p", "reviews", policy)]).await;
@@ -323,22 +332,23 @@ async fn a_deadline_that_is_believed_is_held_against_who_lets_it_pass() {
 
 #[tokio::test]
 async fn what_cannot_be_done_in_time_is_not_begun() {
-    let up = upstream(|got| {
+    let clock = ManualClock::new();
+    let time = clock.clone();
+    let up = upstream(move |got| {
         is_head(got).then(|| {
-            // Work of its own, on a thread of its own connection.
-            std::thread::park_timeout(Duration::from_millis(30));
+            time.advance(Duration::from_millis(30));
             OK.to_vec()
         })
     })
     .await;
     let accept = v1::Timeouts { caller_deadline: CallerDeadline::Accept.into(), ..Default::default() };
-    let (harness, address) = gateway(AppProtocol::Http1, up.address, accept).await;
+    let (harness, address) = gateway_of(Harness::at(&clock), AppProtocol::Http1, up.address, accept).await;
     let ask = |millis: u32| format!("{GET}{EXPECTED}: {millis}\r\n\r\n");
     for _ in 0..20 {
         assert!(exchange(address, ask(60_000).as_bytes()).await.ends_with("hello"));
     }
     let connections = up.connections.load(Ordering::SeqCst);
-    let answer = exchange(address, ask(5).as_bytes()).await;
+    let answer = exchange(address, ask(29).as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 504") && answer.ends_with("deadline_unreachable\n"), "{answer}");
     let line = harness.lines(21).await.remove(20);
     assert!(line.contains("\"DU\"") && line.contains("\"attempts\":0"), "{line}");
@@ -389,8 +399,12 @@ async fn an_attempt_has_the_time_that_its_rule_gives_it_also_behind_its_response
     .await;
     let mut harness = Harness::start(Settings::default());
     harness.service("web", AppProtocol::Http1, &[begins.address]).await;
-    let rule = v1::Rule { backend_request_timeout_ms: 50, ..rule(&[("web", 1)], vec![]) };
-    let address = harness.route(vec![rule]).await;
+    let rule = |ms| v1::Rule { backend_request_timeout_ms: ms, ..rule(&[("web", 1)], vec![]) };
+    let begun = v1::StringMatch { kind: Some(v1::string_match::Kind::Exact("/begun".into())) };
+    // The one that begins has time enough for that.
+    let begun =
+        v1::Rule { matches: vec![v1::Match { path: Some(begun), ..Default::default() }], ..rule(1_500) };
+    let address = harness.route(vec![begun, rule(50)]).await;
     let ask = async |path: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n");
         let asked = exchange(address, request.as_bytes());
@@ -431,7 +445,8 @@ async fn a_stream_that_never_ends_ends_after_the_longest_time_and_is_no_whole_re
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     });
-    let timeouts = v1::Timeouts { max_stream_ms: 100, ..Default::default() };
+    // In its time it begins.
+    let timeouts = v1::Timeouts { max_stream_ms: 1_500, ..Default::default() };
     let (harness, address) = gateway(AppProtocol::Http1, up, timeouts).await;
     let answer = exchange(address, format!("{GET}\r\n").as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 200") && !answer.ends_with("0\r\n\r\n"), "{answer}");
@@ -447,7 +462,7 @@ async fn a_tunnel_too_ends_after_the_longest_time() {
         })
     })
     .await;
-    let timeouts = v1::Timeouts { max_stream_ms: 100, request_ms: 50, ..Default::default() };
+    let timeouts = v1::Timeouts { max_stream_ms: 2_000, request_ms: 1_500, ..Default::default() };
     let (harness, address) = gateway(AppProtocol::Http1, up.address, timeouts).await;
     let mut tcp = TcpStream::connect(address).await.unwrap();
     tcp.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n")

@@ -220,6 +220,14 @@ struct Held {
 }
 
 impl Held {
+    /// Returns when the worker stands still.
+    async fn holds(&self) {
+        self.hold(true);
+        while !self.waits.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn hold(&self, holds: bool) {
         *self.gate.lock() = holds;
         self.opened.notify_all();
@@ -243,8 +251,8 @@ impl Clock for Held {
     }
 }
 
-#[tokio::test]
-async fn nobody_is_told_to_leave_before_every_worker_has_taken_who_waits_and_takes_no_more() {
+/// A gateway of two workers, the second of which can be held.
+async fn held() -> (Upstream, Harness, SocketAddr, Arc<Held>) {
     let clock = Arc::new(Held {
         clock: ManualClock::new(),
         gate: Mutex::default(),
@@ -256,6 +264,12 @@ async fn nobody_is_told_to_leave_before_every_worker_has_taken_who_waits_and_tak
     let told = Arc::clone(&clock) as Arc<dyn Clock>;
     let harness = Harness::join(settings, Mesh::default(), told, "gateway");
     let (harness, address) = serve(harness, up.address).await;
+    (up, harness, address, clock)
+}
+
+#[tokio::test]
+async fn nobody_is_told_to_leave_before_every_worker_has_taken_who_waits_and_takes_no_more() {
+    let (_up, harness, address, clock) = held().await;
     let mut watches = Vec::new();
     for _ in 0..16 {
         let mut raw = witness(address).await;
@@ -264,10 +278,7 @@ async fn nobody_is_told_to_leave_before_every_worker_has_taken_who_waits_and_tak
             std::net::TcpStream::connect(address).is_err()
         }));
     }
-    clock.hold(true);
-    while !clock.waits.load(Ordering::SeqCst) {
-        tokio::task::yield_now().await;
-    }
+    clock.holds().await;
     let waiting: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
     let drained = drain(harness.engine);
     // Whatever the other worker does meanwhile it does too early.
@@ -283,4 +294,14 @@ async fn nobody_is_told_to_leave_before_every_worker_has_taken_who_waits_and_tak
         assert_last(&rest(&mut tcp).await);
     }
     assert_eq!(drained.await.unwrap(), Drained::Clean);
+}
+
+#[tokio::test]
+async fn a_worker_that_stands_still_does_not_keep_the_process_from_its_end() {
+    let (_up, harness, _, clock) = held().await;
+    clock.holds().await;
+    let ends = harness.engine.drain_until(std::future::ready(()));
+    let drained = tokio::time::timeout(Duration::from_secs(60), ends).await;
+    clock.hold(false);
+    assert_eq!(drained.expect("it is not waited for"), Drained::CutOff { left: 1 });
 }

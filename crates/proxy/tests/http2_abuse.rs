@@ -192,8 +192,8 @@ async fn frames_out_of_place_or_shape_end_their_connection_with_the_code_of_the_
     }
 }
 
-#[tokio::test]
-async fn a_request_that_is_none_is_refused_and_never_answered() {
+/// Blocks that make no request, and what ends with each: its stream, or with GOAWAY the connection, where `h2` gives up in its middle.
+fn none_at_all() -> Vec<(u8, &'static str, Vec<u8>)> {
     let with = |fields: &[(&str, &str)]| {
         let mut block = head("/");
         for (name, value) in fields {
@@ -206,29 +206,45 @@ async fn a_request_that_is_none_is_refused_and_never_answered() {
         block
     };
     let method = |text| [literal(2, text), head("/")[1..].to_vec()].concat();
-    let cases = [
-        ("an empty name", with(&[("", "x")])),
-        ("an upper-case name", with(&[("X-Upper", "x")])),
-        ("Connection", with(&[("connection", "close")])),
-        ("Transfer-Encoding", with(&[("transfer-encoding", "chunked")])),
-        ("TE other than trailers", with(&[("te", "gzip")])),
-        ("a line end in a value", with(&[("x", "a\r\nb: c")])),
-        ("a NUL in a value", with(&[("x", "a\0b")])),
-        ("a space before a value", with(&[("x", " a")])),
-        ("a tab behind a value", with(&[("x", "a\t")])),
-        ("another Host", with(&[("host", "elsewhere")])),
-        ("two Hosts", with(&[("host", "shop"), ("host", "shop")])),
-        ("a pseudo-field behind fields", with(&[("x", "a"), (":path", "/other")])),
-        ("a pseudo-field that is none", with(&[(":verb", "GET")])),
-        ("two methods", with(&[(":method", "GET")])),
-        ("an empty method", method("")),
-        ("a method that is no token", method("G(T")),
-        ("a length without a body", with(&[("content-length", "5")])),
-        ("a length twice", with(&[("content-length", "0"), ("content-length", "0")])),
-        ("two lengths", with(&[("content-length", "0"), ("content-length", "1")])),
-    ];
+    let path = |text: &[u8]| {
+        let length = u8::try_from(text.len()).unwrap();
+        [&[0x82, 0x86, 4, length], text, &literal(1, "shop")].concat()
+    };
+    let authority = [&[0x82, 0x86, 0x84, 1, 1][..], b"\xff"].concat();
+    vec![
+        (GOAWAY, "an empty name", with(&[("", "x")])),
+        (GOAWAY, "an upper-case name", with(&[("X-Upper", "x")])),
+        (RESET, "Connection", with(&[("connection", "close")])),
+        (RESET, "Transfer-Encoding", with(&[("transfer-encoding", "chunked")])),
+        (RESET, "TE other than trailers", with(&[("te", "gzip")])),
+        (GOAWAY, "a line end in a value", with(&[("x", "a\r\nb: c")])),
+        (GOAWAY, "a NUL in a value", with(&[("x", "a\0b")])),
+        (GOAWAY, "a DEL in a value", with(&[("x", "a\x7fb")])),
+        (RESET, "a space before a value", with(&[("x", " a")])),
+        (RESET, "a tab behind a value", with(&[("x", "a\t")])),
+        (RESET, "another Host", with(&[("host", "elsewhere")])),
+        (RESET, "two Hosts", with(&[("host", "shop"), ("host", "shop")])),
+        (RESET, "a pseudo-field behind fields", with(&[("x", "a"), (":path", "/other")])),
+        (GOAWAY, "a pseudo-field that is none", with(&[(":verb", "GET")])),
+        (RESET, "two methods", with(&[(":method", "GET")])),
+        (GOAWAY, "an empty method", method("")),
+        (GOAWAY, "a method that is no token", method("G(T")),
+        (GOAWAY, "a path that is no UTF-8", path(b"/\xe9")),
+        (GOAWAY, "an authority that is no UTF-8", authority),
+        (RESET, "a path beyond ASCII", path("/\u{e9}".as_bytes())),
+        (RESET, "a line end in a path", path(b"/\r\n")),
+        (RESET, "a DEL in a path", path(b"/\x7f")),
+        (RESET, "a length without a body", with(&[("content-length", "5")])),
+        (RESET, "a length twice", with(&[("content-length", "0"), ("content-length", "0")])),
+        (RESET, "two lengths", with(&[("content-length", "0"), ("content-length", "1")])),
+    ]
+}
+
+#[tokio::test]
+async fn a_request_that_is_none_is_refused_and_never_answered() {
+    let cases = none_at_all();
     for target in Target::both().await {
-        for (name, block) in &cases {
+        for (ends, name, block) in &cases {
             let mut raw = Raw::open(target.address).await;
             raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, block)).await;
             let (kind, payload) = loop {
@@ -238,9 +254,8 @@ async fn a_request_that_is_none_is_refused_and_never_answered() {
                     break (next.0, next.3);
                 }
             };
-            // A name or value that is none at all is refused together with the block that it makes.
             let code = if kind == RESET { &payload[..4] } else { &payload[4..8] };
-            assert_eq!(code, PROTOCOL.to_be_bytes(), "{name}");
+            assert_eq!((kind, code), (*ends, &PROTOCOL.to_be_bytes()[..]), "{name}");
             if kind == RESET {
                 raw.send(&request(3, "/")).await;
                 while raw.next().await.unwrap().2 != 3 {}

@@ -397,6 +397,31 @@ async fn whoever_has_left_is_worked_for_no_longer_whatever_it_has_said_before() 
     }
 }
 
+#[tokio::test]
+async fn whoever_goes_on_sending_behind_its_last_word_has_left() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let edge = edge_before(Settings::default(), app.local_addr().unwrap()).await;
+    for (more, leaves) in [(1_000, false), (100 * 1024, true)] {
+        let mut tls = edge.connect("a.example", &[]).await.unwrap();
+        tls.write_all(GET).await.unwrap();
+        let (mut served, _) = app.accept().await.unwrap();
+        read_until(&mut served, "\r\n\r\n").await;
+        end_side(&mut tls).await;
+        // Who has left need not take all of it.
+        let _ = tls.get_mut().0.write_all(&vec![0; more]).await;
+        caught_up(&edge).await;
+        if leaves {
+            let left = tokio::time::timeout(Duration::from_secs(10), served.read(&mut [0])).await;
+            assert_eq!(left.expect("the endpoint hears of it").unwrap(), 0);
+            continue;
+        }
+        served.write_all(OK).await.unwrap();
+        let mut got = String::new();
+        tls.read_to_string(&mut got).await.unwrap();
+        assert!(got.ends_with("hello"), "{got}");
+    }
+}
+
 /// The system gives each connection to whichever worker it likes.
 #[tokio::test]
 async fn a_session_is_resumed_by_whichever_worker_gets_the_connection() {

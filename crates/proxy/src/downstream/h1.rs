@@ -41,6 +41,8 @@ pub(crate) struct H1Server {
     aborted: bool,
     /// A head was refused that may not have come whole.
     refused: bool,
+    /// Bytes that have come behind its caller's last word.
+    behind: usize,
 }
 
 impl H1Server {
@@ -62,6 +64,7 @@ impl H1Server {
             ended: false,
             aborted: false,
             refused: false,
+            behind: 0,
         }
     }
 
@@ -173,7 +176,7 @@ impl H1Server {
             }
             // What will not become whole nobody waits for.
             if self.body.remaining().is_none_or(|left| left <= self.wire.read.len() as u64) {
-                ready!(self.wire.io.poll_left(cx));
+                ready!(self.wire.io.poll_left(cx, &mut self.behind));
             }
             return Poll::Ready(StreamError::Closed);
         }

@@ -3,36 +3,85 @@
 //! them out and joins them: what is held is what the windows say, and nobody's connection ends for an application that does not read.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use h2::RecvStream;
 use http::HeaderMap;
 
-/// What of joined bytes is given on at once.
+/// What of joined bytes is given on at once. A power of two.
 const PIECE: usize = 16 * 1024;
 
 /// The bodies of a connection.
 #[derive(Default)]
 pub(crate) struct Unread {
-    bodies: RefCell<Vec<Weak<RefCell<Body>>>>,
+    bodies: RefCell<Living<RefCell<Body>>>,
 }
 
 impl Unread {
     fn add(&self, body: &Rc<RefCell<Body>>) {
-        let mut bodies = self.bodies.borrow_mut();
-        if bodies.len() == bodies.capacity() {
-            bodies.retain(|body| body.strong_count() > 0);
-        }
-        bodies.push(Rc::downgrade(body));
+        self.bodies.borrow_mut().add(body);
     }
 
     /// Joins what has come.
     pub(crate) fn join(&self) {
-        for body in self.bodies.borrow().iter().filter_map(Weak::upgrade) {
+        for body in self.bodies.borrow().0.iter().filter_map(Weak::upgrade) {
             body.borrow_mut().join();
         }
+    }
+}
+
+/// What lives, and some of what has gone.
+struct Living<T>(Vec<Weak<T>>);
+
+impl<T> Default for Living<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> Living<T> {
+    fn add(&mut self, one: &Rc<T>) {
+        let Self(all) = self;
+        if all.len() == all.capacity() {
+            all.retain(|one| one.strong_count() > 0);
+            // Where nearly all live there would soon be no room again, and each look at all of them would find room for few.
+            all.reserve(all.len());
+        }
+        all.push(Rc::downgrade(one));
+    }
+}
+
+/// Bytes in the order in which they came. Each piece is an allocation of its own: whoever keeps one keeps no other, and what is held is
+/// what is there and less than a piece more, however much a window lets in.
+#[derive(Debug, Default)]
+struct Joined {
+    pieces: VecDeque<Vec<u8>>,
+}
+
+impl Joined {
+    fn push(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            if self.pieces.back().is_none_or(|last| last.len() == PIECE) {
+                self.pieces.push_back(Vec::new());
+            }
+            let Some(last) = self.pieces.back_mut() else { return };
+            let (fits, rest) = data.split_at(data.len().min(PIECE - last.len()));
+            let wanted = (last.len() + fits.len()).next_power_of_two();
+            last.reserve_exact(wanted - last.len());
+            last.extend_from_slice(fits);
+            data = rest;
+        }
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        self.pieces.pop_front().map(Bytes::from)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
     }
 }
 
@@ -40,7 +89,7 @@ impl Unread {
 #[derive(Debug)]
 pub(crate) struct Body {
     recv: RecvStream,
-    joined: BytesMut,
+    joined: Joined,
     /// What comes behind it.
     failed: Option<h2::Error>,
     ended: bool,
@@ -53,7 +102,7 @@ impl Body {
         let mut cx = Context::from_waker(&self.waker);
         while !self.ended && self.failed.is_none() {
             match self.recv.poll_data(&mut cx) {
-                Poll::Ready(Some(Ok(data))) => self.joined.extend_from_slice(&data),
+                Poll::Ready(Some(Ok(data))) => self.joined.push(&data),
                 Poll::Ready(Some(Err(error))) => self.failed = Some(error),
                 Poll::Ready(None) => self.ended = true,
                 Poll::Pending => return,
@@ -62,12 +111,8 @@ impl Body {
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
-        if !self.joined.is_empty() {
-            let piece = match self.joined.len() {
-                ..=PIECE => std::mem::take(&mut self.joined),
-                _ => self.joined.split_to(PIECE),
-            };
-            return Poll::Ready(Some(Ok(piece.freeze())));
+        if let Some(piece) = self.joined.pop() {
+            return Poll::Ready(Some(Ok(piece)));
         }
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Some(Err(error)));
@@ -97,7 +142,7 @@ impl Incoming {
             return Self::Own(recv);
         }
         let waker = Waker::noop().clone();
-        let body = Body { recv, joined: BytesMut::new(), failed: None, ended: false, waker };
+        let body = Body { recv, joined: Joined::default(), failed: None, ended: false, waker };
         let body = Rc::new(RefCell::new(body));
         unread.add(&body);
         Self::Joined(body)
@@ -139,3 +184,6 @@ impl Incoming {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,11 +81,10 @@ async fn tried(ends: &[(usize, &'static [u8])]) -> Vec<v1::Attempt> {
     caller.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: it\r\n\r\n").await.unwrap();
     legs.both_asked().await;
     for (leg, answer) in ends {
-        legs.say(*leg, answer);
-        // The next one is told when this one has surely been noticed.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        legs.say_heard(*leg, answer, edge.address).await;
     }
-    edge.harness.lines(1).await;
+    // With those by which it was heard.
+    edge.harness.lines(2 * ends.len() + 1).await;
     recalled(&edge).await
 }
 
@@ -115,9 +114,7 @@ async fn a_first_one_that_has_failed_is_held_against_its_endpoint_though_the_sec
     let edge = edge(AppProtocol::Http1, &legs.addresses, ejecting(after(50))).await;
     let caller = asking(&edge);
     legs.both_asked().await;
-    legs.say(FIRST, BUSY);
-    // So that it has surely been noticed.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    legs.say_heard(FIRST, BUSY, edge.address).await;
     legs.say(SECOND, OK);
     assert!(caller.await.unwrap().ends_with("well"));
     edge.harness.wait_metric(EJECTIONS, &[], 1).await;

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::support::is_head;
-use crate::until;
+use crate::{caught_up, until};
 
 pub(crate) const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nwell";
 pub(crate) const MISSING: &[u8] = b"HTTP/1.1 404 Missing\r\ncontent-length: 4\r\n\r\nnone";
@@ -39,6 +39,8 @@ struct Got {
 struct Seen {
     got: Mutex<Vec<Got>>,
     asked: [AtomicUsize; 2],
+    /// How many have had their answer.
+    answered: [AtomicUsize; 2],
     says: [watch::Sender<Option<&'static [u8]>>; 2],
 }
 
@@ -70,6 +72,15 @@ impl Legs {
     /// What attempts of this kind wait for, and those that come from now on.
     pub(crate) fn say(&self, leg: usize, answer: &'static [u8]) {
         self.seen.says[leg].send_replace(Some(answer));
+    }
+
+    /// The same of the only one that waits, and the only worker at this address has heard it.
+    pub(crate) async fn say_heard(&self, leg: usize, answer: &'static [u8], worker: SocketAddr) {
+        let answered = || self.seen.answered[leg].load(Ordering::SeqCst);
+        let before = answered();
+        self.say(leg, answer);
+        until(|| answered() > before).await;
+        caught_up(worker).await;
     }
 
     /// Those that come from now on are not answered.
@@ -126,10 +137,15 @@ async fn serve(mut tcp: TcpStream, place: usize, seen: &Seen) {
             told = says.wait_for(Option::is_some) => told.ok().and_then(|told| *told),
             _ = tcp.read(&mut chunk) => None,
         };
-        match told {
-            None | Some(BREAKS) => return,
-            Some(answer) if tcp.write_all(answer).await.is_err() => return,
-            Some(_) => {}
+        let goes_on = match told {
+            None | Some(BREAKS) => false,
+            Some(answer) => tcp.write_all(answer).await.is_ok(),
+        };
+        if !goes_on {
+            drop(tcp);
+            seen.answered[leg].fetch_add(1, Ordering::SeqCst);
+            return;
         }
+        seen.answered[leg].fetch_add(1, Ordering::SeqCst);
     }
 }

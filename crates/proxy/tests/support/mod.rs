@@ -296,9 +296,18 @@ pub async fn upstream(answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 
     Upstream { address, connections }
 }
 
-/// A port that nobody has at this moment.
+/// A port that is ours as long as this process lives: the system gives it to nobody who asks for any. Whoever is told of it may listen
+/// there, and until somebody does, whoever connects is refused.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static OURS: parking_lot::Mutex<Vec<socket2::Socket>> = parking_lot::Mutex::new(Vec::new());
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    // As both kinds of listeners do, or they would find the port taken.
+    socket.set_reuse_address(true).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
+    OURS.lock().push(socket);
+    port
 }
 
 /// Whether the bytes end a request without body.

@@ -1,0 +1,79 @@
+use arc_swap::ArcSwap;
+use meshwork_base::ManualClock;
+use meshwork_telemetry::{AccessLogSink, AccessLogTarget, MetricsRegistry};
+use tokio::task::LocalSet;
+
+use super::*;
+use crate::engine::Settings;
+use crate::{Learnt, MemoryLevel, Mesh, Observer, TlsConfigs, listen};
+
+fn shared(settings: Settings) -> Arc<Shared> {
+    let metrics = MetricsRegistry::default();
+    Arc::new(Shared {
+        snapshot: ArcSwap::default(),
+        clock: Arc::new(ManualClock::new()),
+        settings,
+        access_log: AccessLogSink::open(&AccessLogTarget::Off, &metrics).unwrap(),
+        metrics,
+        tracer: None,
+        labels: RequestLabels::default(),
+        mesh: Mesh::default(),
+        observer: Observer::default(),
+        memory: MemoryLevel::default(),
+        learnt: Learnt::default(),
+        tls: TlsConfigs::default(),
+    })
+}
+
+fn bells() -> Bells {
+    Bells { applied: Arc::default(), shifted: Arc::default(), regrouped: Arc::default() }
+}
+
+/// A worker that nobody runs.
+pub(crate) fn idle(settings: Settings) -> Rc<Worker> {
+    Worker::new(shared(settings), bells())
+}
+
+#[tokio::test]
+async fn a_worker_whose_sockets_are_still_being_closed_hears_that_it_is_to_end() {
+    let (commands, receiver) = mpsc::channel(8);
+    let socket = listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
+    let place = Place::Outbound(socket.local_addr().unwrap());
+    let (done, closed) = oneshot::channel();
+    for command in
+        [Command::Listen(place, socket), Command::StopAccepting(done), Command::Stop(Arc::default())]
+    {
+        commands.try_send(command).ok().unwrap();
+    }
+    LocalSet::new().run_until(run(shared(Settings::default()), bells(), receiver)).await;
+    assert!(closed.await.is_err(), "it has not waited for that");
+}
+
+#[tokio::test]
+async fn what_follows_when_sockets_are_closed_follows_then() {
+    for inbound in [true, false] {
+        let (commands, receiver) = mpsc::channel(8);
+        let socket = listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
+        let address = socket.local_addr().unwrap();
+        let (done, told) = oneshot::channel();
+        let (place, close) = match inbound {
+            true => (Place::Inbound(address), Command::DrainInbound(Ending::Finished, done)),
+            false => (Place::Outbound(address), Command::StopAccepting(done)),
+        };
+        commands.try_send(Command::Listen(place, socket)).ok().unwrap();
+        commands.try_send(close).ok().unwrap();
+        let local = LocalSet::new();
+        let worker = local.spawn_local(run(shared(Settings::default()), bells(), receiver));
+        local.run_until(told).await.unwrap();
+        assert!(std::net::TcpStream::connect(address).is_err(), "inbound: {inbound}");
+        drop(commands);
+        local.run_until(worker).await.unwrap();
+    }
+}
+
+#[test]
+fn a_breaker_that_only_observes_is_not_logged_as_one_that_refuses() {
+    assert_eq!(changed("circuit breaker of a route", true), "circuit breaker of a route changed");
+    let told = changed("circuit breaker", false);
+    assert_eq!(told, "circuit breaker would change, and refuses nobody: its policy only observes");
+}
