@@ -324,6 +324,25 @@ async fn who_is_silent_at_first_may_speak_http_yet() {
     );
 }
 
+/// Of several that were opened ahead the first to speak makes the application known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_that_is_not_needed_is_no_failure_where_its_application_is_known_by_then() {
+    let app = web().await;
+    let pair = Pair::start(app.address, AppProtocol::Unspecified).await;
+    let (mut first, mut second) = (pair.connect("db:80").await.1, pair.connect("db:80").await.1);
+    pair.inbound.wait_metric("istio_tcp_connections_opened_total", &[], 2).await;
+    for tcp in [&mut first, &mut second] {
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: db:80\r\nConnection: close\r\n\r\n").await.unwrap();
+        let answer = String::from_utf8(all(tcp).await.unwrap()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    let lines: Vec<Value> =
+        pair.inbound.lines(4).await.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let tunnels: Vec<_> = lines.iter().filter(|line| line["protocol"] == "TCP").collect();
+    assert_eq!(tunnels.len(), 2, "{lines:?}");
+    assert!(tunnels.iter().all(|line| line["response_flags"] == "-"), "{tunnels:?}");
+}
+
 /// Servers close connections on which nobody asks, and some say so first (HAProxy).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_caller_is_not_cut_off_by_an_application_that_waits_no_longer() {
