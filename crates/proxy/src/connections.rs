@@ -30,6 +30,8 @@ const YOUNG_OF_KNOWN: Duration = Duration::from_secs(1);
 /// hears of an end: it gets its answer, and hears of it there. A connection that has idled for longer is as unlikely to be closed
 /// under a request as with any idle time.
 const GRACE: Duration = Duration::from_secs(5);
+/// While the process drains, who was answered before its request was whole is not waited for longer than this.
+const ANSWERED: Duration = Duration::from_secs(1);
 /// Bytes that something unfinished holds at least: a task, a socket, what a handshake needs.
 const LEAST_HELD: u32 = 8 * 1024;
 
@@ -46,6 +48,8 @@ pub(crate) enum Phase {
     Exchange,
     /// The next bytes of a request's body, while the upstream would take them. Beside [`Self::Exchange`], never entered.
     Body,
+    /// The rest of a request that has its answer, or that its caller gives it up.
+    Answered,
 }
 
 /// What a caller has shown of itself: whoever has shown more is kept for longer where there is no room for all.
@@ -105,7 +109,7 @@ impl DownstreamTimeouts {
         match phase {
             Phase::Handshake => self.handshake,
             Phase::Idle => self.idle,
-            Phase::Head => self.head,
+            Phase::Head | Phase::Answered => self.head,
             Phase::Body => self.body,
             Phase::Exchange => self.stream_idle,
         }
@@ -118,7 +122,7 @@ impl Phase {
         match self {
             Self::Handshake => "--handshake-timeout",
             Self::Idle => "--idle-timeout",
-            Self::Head => "--request-header-timeout",
+            Self::Head | Self::Answered => "--request-header-timeout",
             Self::Body => "--request-body-timeout",
             Self::Exchange => "--stream-idle-timeout",
         }
@@ -232,7 +236,7 @@ impl Entry {
         let is_new = self.standing.get() == Standing::New;
         let young = if is_new { YOUNG } else { YOUNG_OF_KNOWN };
         let begun = match self.phase.get() {
-            Phase::Handshake | Phase::Head => true,
+            Phase::Handshake | Phase::Head | Phase::Answered => true,
             Phase::Idle => full && is_new,
             Phase::Exchange | Phase::Body => false,
         };
@@ -262,7 +266,7 @@ impl Entry {
         (self.order.get() == Some(Order::Shed)).then(|| match self.phase.get() {
             Phase::Handshake => "handshake",
             Phase::Idle => "idle",
-            Phase::Head | Phase::Exchange | Phase::Body => "head",
+            Phase::Head | Phase::Exchange | Phase::Body | Phase::Answered => "head",
         })
     }
 
@@ -373,7 +377,8 @@ impl Entry {
         }
     }
 
-    fn judge_time(&self, now: Tick, timeouts: &DownstreamTimeouts) {
+    /// `drains`: all are told to end, but streams that begin on a connection that is.
+    fn judge_time(&self, now: Tick, timeouts: &DownstreamTimeouts, drains: bool) {
         if matches!(self.order(), Some(Order::TimedOut(_) | Order::Shed)) {
             return;
         }
@@ -381,6 +386,7 @@ impl Entry {
         let limit = match phase {
             Phase::Exchange => self.patience.get().unwrap_or(timeouts.stream_idle),
             Phase::Idle | Phase::Handshake if self.lingers() => timeouts.of(phase).min(GRACE),
+            Phase::Answered if drains || self.drains.get() => timeouts.of(phase).min(ANSWERED),
             other => timeouts.of(other),
         };
         let owing = self.owing.get().filter(|_| phase == Phase::Exchange);
@@ -496,14 +502,10 @@ impl Connections {
         self.connections.get() == 0 && self.streams.get() == 0
     }
 
-    /// How much is under way: streams, and connections that carry one thing alone.
+    /// How much is under way: streams, and connections that carry one thing alone. What was answered is not.
     pub(crate) fn busy(&self) -> usize {
         let entries = self.entries.borrow();
-        entries
-            .iter()
-            .flatten()
-            .filter(|entry| entry.is_stream || entry.phase.get() == Phase::Exchange)
-            .count()
+        entries.iter().flatten().filter(|entry| entry.phase.get() == Phase::Exchange).count()
     }
 
     /// Lets every connection finish what runs, and what its caller sends before it can know. See [`Entry::leaves`].
@@ -566,10 +568,11 @@ impl Connections {
 
     /// Ends what has waited too long, and what is with a peer whose SVID has expired at `wall`.
     pub(crate) fn sweep(&self, now: Tick, wall: Duration, timeouts: &DownstreamTimeouts) {
+        let drains = self.is_draining();
         self.each(|entry| {
             if !entry.is_closing() {
                 entry.judge_rest(now);
-                entry.judge_time(now, timeouts);
+                entry.judge_time(now, timeouts, drains);
                 entry.judge_svid(wall);
             }
         });

@@ -482,7 +482,7 @@ fn has_room(conn: &Conn, server: &H1Server) -> bool {
 
 /// Reads what is left of a body that nobody wanted; false when it breaks or does not come in time.
 async fn drained(conn: &Conn, server: &mut H1Server) -> bool {
-    conn.entry.enter(Phase::Head, conn.worker.now());
+    conn.entry.enter(Phase::Answered, conn.worker.now());
     poll_fn(|cx| {
         if let Poll::Ready(done) = server.poll_drain(cx) {
             return Poll::Ready(done.is_ok());
@@ -515,7 +515,7 @@ async fn linger(conn: &Conn, server: &mut H1Server) {
     if !said.await || !server.has_unread_input() {
         return;
     }
-    conn.entry.enter(Phase::Head, conn.worker.now());
+    conn.entry.enter(Phase::Answered, conn.worker.now());
     conn.entry.holds(0);
     let mut left = LINGER_BYTES;
     poll_fn(|cx| {
