@@ -58,6 +58,8 @@ pub(crate) enum Command {
     DrainLeftBehind,
     /// Close the connections whose peer is not trusted any more.
     Recheck,
+    /// Stop accepting calls to the application beside us, and say when nobody waits any more who was let in by the system.
+    StopInbound(oneshot::Sender<()>),
     /// Finish what calls the application beside us, take nothing new of it, and say when it is done; what the
     /// application calls goes on.
     DrainInbound(Ending, oneshot::Sender<()>),
@@ -194,10 +196,7 @@ impl Worker {
 
     /// The connections that a place's are among.
     pub(crate) fn connections(&self, place: Place) -> &Rc<Connections> {
-        match place {
-            Place::Inbound(_) | Place::Hbone(_) => &self.inbound,
-            Place::Gateway(_) | Place::Outbound(_) => &self.others,
-        }
+        if is_inbound(place) { &self.inbound } else { &self.others }
     }
 
     /// How many connections are open.
@@ -442,8 +441,8 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                     let _ = answer.send(worker.recall(&wanted));
                 }
                 Some(Command::Recheck) => recheck(&worker),
+                Some(Command::StopInbound(done)) => doors.close(is_inbound, Then::Say(done)),
                 Some(Command::DrainInbound(ending, done)) => {
-                    let is_inbound = |place| matches!(place, Place::Inbound(_) | Place::Hbone(_));
                     doors.close(is_inbound, Then::DrainInbound(ending, done));
                 }
                 Some(Command::StopAccepting(done)) => doors.close(|_| true, Then::Say(done)),
@@ -463,6 +462,11 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
             }
         }
     }
+}
+
+/// Whether the application beside us is called there.
+const fn is_inbound(place: Place) -> bool {
+    matches!(place, Place::Inbound(_) | Place::Hbone(_))
 }
 
 /// Who asked may have stopped waiting.

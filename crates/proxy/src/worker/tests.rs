@@ -7,7 +7,7 @@ use super::*;
 use crate::engine::Settings;
 use crate::{Learnt, MemoryLevel, Mesh, Observer, TlsConfigs, listen};
 
-fn shared(settings: Settings) -> Arc<Shared> {
+pub(crate) fn shared(settings: Settings) -> Arc<Shared> {
     let metrics = MetricsRegistry::default();
     Arc::new(Shared {
         snapshot: ArcSwap::default(),
