@@ -26,7 +26,7 @@ const REST: Duration = Duration::from_millis(500);
 const YOUNG: Duration = Duration::from_millis(100);
 /// The same of whoever has sent a request before.
 const YOUNG_OF_KNOWN: Duration = Duration::from_secs(1);
-/// While the process drains, whoever has sent nothing for so long is not waited for. Who calls more often sends its next request before it
+/// While the process drains, whoever has sent nothing for so long is not waited for, unless its drain is short. Who calls more often sends its next request before it
 /// hears of an end: it gets its answer, and hears of it there. A connection that has idled for longer is as unlikely to be closed
 /// under a request as with any idle time.
 const GRACE: Duration = Duration::from_secs(5);
@@ -89,6 +89,8 @@ pub struct DownstreamTimeouts {
     pub body: Duration,
     /// Without any progress of a running exchange.
     pub stream_idle: Duration,
+    /// The first two while the process drains.
+    pub drain: Duration,
 }
 
 impl Default for DownstreamTimeouts {
@@ -99,6 +101,7 @@ impl Default for DownstreamTimeouts {
             head: Duration::from_secs(10),
             body: Duration::from_secs(60),
             stream_idle: Duration::from_secs(300),
+            drain: GRACE,
         }
     }
 }
@@ -385,7 +388,7 @@ impl Entry {
         let phase = self.phase.get();
         let limit = match phase {
             Phase::Exchange => self.patience.get().unwrap_or(timeouts.stream_idle),
-            Phase::Idle | Phase::Handshake if self.lingers() => timeouts.of(phase).min(GRACE),
+            Phase::Idle | Phase::Handshake if self.lingers() => timeouts.of(phase).min(timeouts.drain),
             Phase::Answered if drains || self.drains.get() => timeouts.of(phase).min(ANSWERED),
             other => timeouts.of(other),
         };

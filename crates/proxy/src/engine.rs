@@ -81,6 +81,15 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The same for a process whose drain may take so long: no more than a quarter of that is for callers who idle.
+    #[must_use]
+    pub fn drained_in(mut self, time: Duration) -> Self {
+        self.timeouts.drain = self.timeouts.drain.min(time / 4);
+        self
+    }
+}
+
 /// How long a worker may take to end when it is told to, its last words among it.
 const ENDS: Duration = Duration::from_secs(5);
 /// How long workers may take to close their sockets before callers of the application are told to leave all the same.
@@ -319,24 +328,30 @@ impl Engine {
     }
 
     /// Stops accepting calls to the application beside us. The future that it gives comes true when those that run have
-    /// ended; what the application calls goes on, since it may need that to finish them. Whoever waits for the future of an
-    /// earlier call waits no longer.
-    pub async fn drain_inbound(&self, ending: Ending) -> impl Future<Output = ()> + Send + use<> {
+    /// ended, and gives how many that has cut off; what the application calls goes on, since it may need that to finish them.
+    /// Whoever waits for the future of an earlier call waits no longer.
+    pub async fn drain_inbound(&self, ending: Ending) -> impl Future<Output = usize> + Send + use<> {
         self.end_inbound(ending, CLOSES).await
     }
 
     /// The same; `closes`: for so long workers that close their sockets are waited for.
-    async fn end_inbound(&self, ending: Ending, closes: Duration) -> impl Future<Output = ()> + Send + use<> {
+    async fn end_inbound(
+        &self,
+        ending: Ending,
+        closes: Duration,
+    ) -> impl Future<Output = usize> + Send + use<> {
         if ending == Ending::Finished {
             // Who is told to go elsewhere comes back to a socket that is still open, and would be told so again.
             let _ = timeout(closes, self.all_close(Command::StopInbound)).await;
         }
         let finished = self.ask(|done| Command::DrainInbound(ending, done)).await;
         async move {
+            let mut left = 0;
             for told in finished {
                 // A worker that has ended has nothing left either.
-                let _ = told.await;
+                left += told.await.unwrap_or(0);
             }
+            left
         }
     }
 
@@ -517,6 +532,14 @@ mod tests {
             let [closes, drains] = [worker.try_recv(), worker.try_recv()];
             assert!(matches!(closes, Ok(Command::StopInbound(_))));
             assert!(matches!(drains, Ok(Command::DrainInbound(Ending::Finished, _))));
+        }
+    }
+
+    #[test]
+    fn who_idles_has_no_more_than_a_quarter_of_the_time_of_a_drain() {
+        for (time, has) in [(60, 5), (20, 5), (4, 1), (0, 0)] {
+            let settings = Settings::default().drained_in(Duration::from_secs(time));
+            assert_eq!(settings.timeouts.drain, Duration::from_secs(has), "{time}");
         }
     }
 

@@ -39,6 +39,19 @@ fn whose_request_has_its_answer_is_waited_for_shortly_while_all_drain_and_is_not
 }
 
 #[test]
+fn whoever_idles_is_waited_for_as_long_as_a_drain_has_time_for_that() {
+    let connections = Rc::new(Connections::default());
+    let timeouts = DownstreamTimeouts { drain: Duration::from_secs(2), ..DownstreamTimeouts::default() };
+    let idle = connections.register(at(0));
+    idle.enter(Phase::Idle, at(0));
+    connections.drain();
+    connections.sweep(at(1), Duration::ZERO, &timeouts);
+    assert_eq!(idle.order(), Some(Order::Drain));
+    connections.sweep(at(2), Duration::ZERO, &timeouts);
+    assert_eq!(idle.order(), Some(Order::TimedOut(Phase::Idle)));
+}
+
+#[test]
 fn progress_keeps_an_exchange_alive() {
     let connections = Rc::new(Connections::default());
     let exchange = connections.register(at(0));
