@@ -367,6 +367,10 @@ fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> 
             }
             request::serve(&conn, head, &mut Down::H1(&mut server), scratch, started).await;
             if server.was_aborted() {
+                // Who has left by its last word alone waits for ours.
+                if !server.wire.io.ends_by_halves() {
+                    server.wire.say_last().await;
+                }
                 return None;
             }
             // Who was not told that this was the last one sends another.
