@@ -271,7 +271,7 @@ fn shared(
             workers: flags.common.worker_count(),
             listen_address: flags.listen.listen_address,
             identity: replica(&flags.common, identity.as_deref().map(Identity::id).as_ref()),
-            ..flags.traffic.settings()
+            ..flags.traffic.settings().drained_in(flags.common.drain_timeout)
         },
         metrics: metrics.clone(),
         access_log: access_log.clone(),

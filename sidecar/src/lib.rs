@@ -347,15 +347,17 @@ impl Running {
     async fn stop(&mut self, mut app: App, signals: &mut Signals) -> Result<u8, SidecarError> {
         let most = self.parts.common.drain_timeout;
         let finished = tokio::select! {
-            () = self.listening.drain_inbound(Ending::Finished) => true,
+            _ = self.listening.drain_inbound(Ending::Finished) => true,
             () = tokio::time::sleep(signals.left(most)) => false,
             () = self.told_twice(&app, signals) => false,
         };
         if !finished {
             // Callers hear that it is not whole; the end of the application would look like its last word.
             let cut = self.listening.drain_inbound(Ending::AtOnce);
-            let _ = tokio::time::timeout(FAREWELL, cut).await;
-            tell_cut_off("calls of the application", signals);
+            // Of what does not end even so nobody knows how much there is.
+            if tokio::time::timeout(FAREWELL, cut).await != Ok(0) {
+                tell_cut_off("calls of the application", signals);
+            }
         }
         let signal = signals.first();
         let timeout = signals.left(most).max(most.min(LEAST));
@@ -509,7 +511,7 @@ fn shared(
             listen_address: parts.address,
             app_address: joins.app.ip(),
             identity: format!("{}/{}", parts.args.namespace, parts.instance),
-            ..parts.args.traffic.settings()
+            ..parts.args.traffic.settings().drained_in(parts.common.drain_timeout)
         },
         metrics: parts.metrics.clone(),
         access_log: access_log.clone(),

@@ -79,6 +79,8 @@ pub struct AppState {
 pub(crate) struct Spoken {
     /// It has answered as one: that stays so.
     answered: AtomicBool,
+    /// That was told, as nobody could know it.
+    told: AtomicBool,
     /// One of its services says so, as long as it does.
     declared: AtomicBool,
 }
@@ -112,9 +114,7 @@ impl AppState {
 
     /// What its policy says from now on.
     pub(crate) fn is_under(&self, overload: Option<&Arc<Overload>>) {
-        if let Some(gate) = self.shared.gate.get() {
-            gate.is_under(overload);
-        }
+        Gate::is_now_under(&self.shared.gate, overload);
     }
 
     /// Its fastest answer of late, if enough are known.
@@ -123,18 +123,22 @@ impl AppState {
         self.shared.fastest.of_late(now)
     }
 
-    /// The application has answered as a server of HTTP; true: nobody knew that it is one.
+    /// The application has answered as a server of HTTP; true: nobody declares that it is one, and this is the first time.
     #[must_use]
     #[inline]
     pub fn shows_http(&self) -> bool {
-        let Spoken { answered, declared } = &*self.spoken;
-        // Of the many who see it one writes.
-        let is_first = !answered.load(Ordering::Relaxed) && !answered.swap(true, Ordering::Relaxed);
-        is_first && !declared.load(Ordering::Relaxed)
+        let Spoken { answered, told, declared } = &*self.spoken;
+        // Who sees what is known already writes nothing.
+        if !answered.load(Ordering::Relaxed) {
+            answered.store(true, Ordering::Relaxed);
+        }
+        !told.load(Ordering::Relaxed)
+            && !declared.load(Ordering::Relaxed)
+            && !told.swap(true, Ordering::Relaxed)
     }
 
     fn speaks_http(&self) -> bool {
-        let Spoken { answered, declared } = &*self.spoken;
+        let Spoken { answered, declared, .. } = &*self.spoken;
         answered.load(Ordering::Relaxed) || declared.load(Ordering::Relaxed)
     }
 

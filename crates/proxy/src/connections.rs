@@ -26,10 +26,12 @@ const REST: Duration = Duration::from_millis(500);
 const YOUNG: Duration = Duration::from_millis(100);
 /// The same of whoever has sent a request before.
 const YOUNG_OF_KNOWN: Duration = Duration::from_secs(1);
-/// While the process drains, whoever has sent nothing for so long is not waited for. Who calls more often sends its next request before it
+/// While the process drains, whoever has sent nothing for so long is not waited for, unless its drain is short. Who calls more often sends its next request before it
 /// hears of an end: it gets its answer, and hears of it there. A connection that has idled for longer is as unlikely to be closed
 /// under a request as with any idle time.
 const GRACE: Duration = Duration::from_secs(5);
+/// While the process drains, who was answered before its request was whole is not waited for longer than this.
+const ANSWERED: Duration = Duration::from_secs(1);
 /// Bytes that something unfinished holds at least: a task, a socket, what a handshake needs.
 const LEAST_HELD: u32 = 8 * 1024;
 
@@ -46,6 +48,8 @@ pub(crate) enum Phase {
     Exchange,
     /// The next bytes of a request's body, while the upstream would take them. Beside [`Self::Exchange`], never entered.
     Body,
+    /// The rest of a request that has its answer, or that its caller gives it up.
+    Answered,
 }
 
 /// What a caller has shown of itself: whoever has shown more is kept for longer where there is no room for all.
@@ -85,6 +89,8 @@ pub struct DownstreamTimeouts {
     pub body: Duration,
     /// Without any progress of a running exchange.
     pub stream_idle: Duration,
+    /// The first two while the process drains.
+    pub drain: Duration,
 }
 
 impl Default for DownstreamTimeouts {
@@ -95,6 +101,7 @@ impl Default for DownstreamTimeouts {
             head: Duration::from_secs(10),
             body: Duration::from_secs(60),
             stream_idle: Duration::from_secs(300),
+            drain: GRACE,
         }
     }
 }
@@ -105,7 +112,7 @@ impl DownstreamTimeouts {
         match phase {
             Phase::Handshake => self.handshake,
             Phase::Idle => self.idle,
-            Phase::Head => self.head,
+            Phase::Head | Phase::Answered => self.head,
             Phase::Body => self.body,
             Phase::Exchange => self.stream_idle,
         }
@@ -118,7 +125,7 @@ impl Phase {
         match self {
             Self::Handshake => "--handshake-timeout",
             Self::Idle => "--idle-timeout",
-            Self::Head => "--request-header-timeout",
+            Self::Head | Self::Answered => "--request-header-timeout",
             Self::Body => "--request-body-timeout",
             Self::Exchange => "--stream-idle-timeout",
         }
@@ -234,7 +241,7 @@ impl Entry {
         let is_new = self.standing.get() == Standing::New;
         let young = if is_new { YOUNG } else { YOUNG_OF_KNOWN };
         let begun = match self.phase.get() {
-            Phase::Handshake | Phase::Head => true,
+            Phase::Handshake | Phase::Head | Phase::Answered => true,
             Phase::Idle => full && is_new,
             Phase::Exchange | Phase::Body => false,
         };
@@ -264,7 +271,7 @@ impl Entry {
         (self.order.get() == Some(Order::Shed)).then(|| match self.phase.get() {
             Phase::Handshake => "handshake",
             Phase::Idle => "idle",
-            Phase::Head | Phase::Exchange | Phase::Body => "head",
+            Phase::Head | Phase::Exchange | Phase::Body | Phase::Answered => "head",
         })
     }
 
@@ -394,14 +401,16 @@ impl Entry {
         }
     }
 
-    fn judge_time(&self, now: Tick, timeouts: &DownstreamTimeouts) {
+    /// `drains`: all are told to end, but streams that begin on a connection that is.
+    fn judge_time(&self, now: Tick, timeouts: &DownstreamTimeouts, drains: bool) {
         if matches!(self.order(), Some(Order::TimedOut(_) | Order::Shed)) {
             return;
         }
         let phase = self.phase.get();
         let limit = match phase {
             Phase::Exchange => self.patience.get().unwrap_or(timeouts.stream_idle),
-            Phase::Idle | Phase::Handshake if self.lingers() => timeouts.of(phase).min(GRACE),
+            Phase::Idle | Phase::Handshake if self.lingers() => timeouts.of(phase).min(timeouts.drain),
+            Phase::Answered if drains || self.drains.get() => timeouts.of(phase).min(ANSWERED),
             other => timeouts.of(other),
         };
         let owing = self.owing.get().filter(|_| phase == Phase::Exchange);
@@ -518,14 +527,10 @@ impl Connections {
         self.connections.get() == 0 && self.streams.get() == 0
     }
 
-    /// How much is under way: streams, and connections that carry one thing alone.
+    /// How much is under way: streams, and connections that carry one thing alone. What was answered is not.
     pub(crate) fn busy(&self) -> usize {
         let entries = self.entries.borrow();
-        entries
-            .iter()
-            .flatten()
-            .filter(|entry| entry.is_stream || entry.phase.get() == Phase::Exchange)
-            .count()
+        entries.iter().flatten().filter(|entry| entry.phase.get() == Phase::Exchange).count()
     }
 
     /// Lets every connection finish what runs, and what its caller sends before it can know. See [`Entry::leaves`].
@@ -593,10 +598,11 @@ impl Connections {
 
     /// Ends what has waited too long, and what is with a peer whose SVID has expired at `wall`.
     pub(crate) fn sweep(&self, now: Tick, wall: Duration, timeouts: &DownstreamTimeouts) {
+        let drains = self.is_draining();
         self.each(|entry| {
             if !entry.is_closing() {
                 entry.judge_rest(now);
-                entry.judge_time(now, timeouts);
+                entry.judge_time(now, timeouts, drains);
                 entry.judge_svid(wall);
             }
         });

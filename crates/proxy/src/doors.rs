@@ -16,7 +16,7 @@ pub(crate) enum Then {
     /// This is said.
     Say(oneshot::Sender<()>),
     /// What calls the application beside us is drained, and that is said.
-    DrainInbound(Ending, oneshot::Sender<()>),
+    DrainInbound(Ending, oneshot::Sender<usize>),
 }
 
 /// See the module's text.

@@ -18,7 +18,7 @@ use meshwork_messages::v1;
 use meshwork_process::{Drained, MemoryMeter};
 use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels, Tracer};
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::checker::Checker;
 use crate::connections::DownstreamTimeouts;
@@ -81,8 +81,19 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The same for a process whose drain may take so long: no more than a quarter of that is for callers who idle.
+    #[must_use]
+    pub fn drained_in(mut self, time: Duration) -> Self {
+        self.timeouts.drain = self.timeouts.drain.min(time / 4);
+        self
+    }
+}
+
 /// How long a worker may take to end when it is told to, its last words among it.
 const ENDS: Duration = Duration::from_secs(5);
+/// How long workers may take to close their sockets before callers of the application are told to leave all the same.
+const CLOSES: Duration = Duration::from_secs(1);
 /// How long a worker may take to say what it has kept.
 const RECALL: Duration = Duration::from_secs(1);
 
@@ -317,21 +328,30 @@ impl Engine {
     }
 
     /// Stops accepting calls to the application beside us. The future that it gives comes true when those that run have
-    /// ended; what the application calls goes on, since it may need that to finish them. Whoever waits for the future of an
-    /// earlier call waits no longer.
-    pub async fn drain_inbound(&self, ending: Ending) -> impl Future<Output = ()> + Send + use<> {
-        let mut finished = Vec::with_capacity(self.workers.len());
-        for worker in &self.workers {
-            let (done, told) = oneshot::channel();
-            // A worker that is gone has nothing to finish.
-            let _ = worker.commands.send(Command::DrainInbound(ending, done)).await;
-            finished.push(told);
+    /// ended, and gives how many that has cut off; what the application calls goes on, since it may need that to finish them.
+    /// Whoever waits for the future of an earlier call waits no longer.
+    pub async fn drain_inbound(&self, ending: Ending) -> impl Future<Output = usize> + Send + use<> {
+        self.end_inbound(ending, CLOSES).await
+    }
+
+    /// The same; `closes`: for so long workers that close their sockets are waited for.
+    async fn end_inbound(
+        &self,
+        ending: Ending,
+        closes: Duration,
+    ) -> impl Future<Output = usize> + Send + use<> {
+        if ending == Ending::Finished {
+            // Who is told to go elsewhere comes back to a socket that is still open, and would be told so again.
+            let _ = timeout(closes, self.all_close(Command::StopInbound)).await;
         }
+        let finished = self.ask(|done| Command::DrainInbound(ending, done)).await;
         async move {
+            let mut left = 0;
             for told in finished {
                 // A worker that has ended has nothing left either.
-                let _ = told.await;
+                left += told.await.unwrap_or(0);
             }
+            left
         }
     }
 
@@ -345,13 +365,7 @@ impl Engine {
         let wanted = Wanted::new(recall);
         // What was failed or slow is over; only who asks for it waits for more.
         let wanted = Arc::new(if probe == 0 { wanted } else { wanted.with_under_way() });
-        let mut answers = Vec::with_capacity(self.workers.len());
-        for worker in &self.workers {
-            let (answer, told) = oneshot::channel();
-            // A worker that is gone has nothing to tell.
-            let _ = worker.commands.send(Command::Recall(Arc::clone(&wanted), answer)).await;
-            answers.push(told);
-        }
+        let answers = self.ask(|answer| Command::Recall(Arc::clone(&wanted), answer)).await;
         async move {
             let mut told = Vec::with_capacity(answers.len());
             for answer in answers {
@@ -361,16 +375,21 @@ impl Engine {
         }
     }
 
-    /// Returns when no worker accepts any more, and all who waited for that are let in.
-    async fn stop_accepting(&self) {
-        let mut stopped = Vec::with_capacity(self.workers.len());
+    /// Asks every worker; a worker that is gone says nothing.
+    async fn ask<T>(&self, command: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<oneshot::Receiver<T>> {
+        let mut answers = Vec::with_capacity(self.workers.len());
         for worker in &self.workers {
-            let (done, told) = oneshot::channel();
-            // A worker that is gone has closed its sockets.
-            let _ = worker.commands.send(Command::StopAccepting(done)).await;
-            stopped.push(told);
+            let (answer, told) = oneshot::channel();
+            let _ = worker.commands.send(command(answer)).await;
+            answers.push(told);
         }
-        for told in stopped {
+        answers
+    }
+
+    /// Returns when all workers have closed the sockets that this is about, and all who waited for that are let in.
+    async fn all_close(&self, command: impl Fn(oneshot::Sender<()>) -> Command) {
+        for told in self.ask(command).await {
+            // A worker that is gone has closed its sockets.
             let _ = told.await;
         }
     }
@@ -385,7 +404,7 @@ impl Engine {
     pub async fn drain_until(self, enough: impl Future<Output = ()>) -> Drained {
         let all_end = async {
             // Who is told to go elsewhere comes back to a socket that is still open, and would be told so again.
-            self.stop_accepting().await;
+            self.all_close(Command::StopAccepting).await;
             self.tell_all(|| Command::Drain).await;
             for worker in &self.workers {
                 worker.commands.closed().await;
@@ -462,7 +481,69 @@ fn start_worker(index: usize, shared: Arc<Shared>, bells: Bells) -> std::io::Res
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
     use super::*;
+
+    /// An engine of two workers that do what they are told here.
+    fn engine() -> (Engine, [mpsc::Receiver<Command>; 2]) {
+        let channels = [(); 2].map(|()| mpsc::channel(4));
+        let workers = channels.iter().map(|(commands, _)| WorkerHandle {
+            commands: commands.clone(),
+            thread: std::thread::spawn(|| ()),
+            ended: oneshot::channel().1,
+        });
+        let engine = Engine {
+            workers: workers.collect(),
+            shared: worker::tests::shared(Settings::default()),
+            bound: BTreeMap::new(),
+            applied: Arc::default(),
+            shifted: Arc::default(),
+            checker: Checker::default(),
+            trusted: None,
+            replaced: Vec::new(),
+        };
+        (engine, channels.map(|(_, told)| told))
+    }
+
+    #[tokio::test]
+    async fn callers_of_the_application_are_told_to_leave_when_no_worker_takes_any_more() {
+        let (engine, mut workers) = engine();
+        let mut draining = pin!(engine.end_inbound(Ending::Finished, Duration::from_hours(1)));
+        let mut goes_on = || draining.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        assert!(!goes_on());
+        let [one, other] = workers.each_mut().map(|worker| match worker.try_recv() {
+            Ok(Command::StopInbound(done)) => done,
+            _ => panic!("each closes its sockets first"),
+        });
+        one.send(()).unwrap();
+        assert!(!goes_on() && workers[0].try_recv().is_err(), "the other one takes callers yet");
+        other.send(()).unwrap();
+        assert!(goes_on());
+        for worker in &mut workers {
+            assert!(matches!(worker.try_recv(), Ok(Command::DrainInbound(Ending::Finished, _))));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_stands_still_keeps_no_caller_of_the_application() {
+        let (engine, mut workers) = engine();
+        drop(engine.end_inbound(Ending::Finished, Duration::ZERO).await);
+        for worker in &mut workers {
+            let [closes, drains] = [worker.try_recv(), worker.try_recv()];
+            assert!(matches!(closes, Ok(Command::StopInbound(_))));
+            assert!(matches!(drains, Ok(Command::DrainInbound(Ending::Finished, _))));
+        }
+    }
+
+    #[test]
+    fn who_idles_has_no_more_than_a_quarter_of_the_time_of_a_drain() {
+        for (time, has) in [(60, 5), (20, 5), (4, 1), (0, 0)] {
+            let settings = Settings::default().drained_in(Duration::from_secs(time));
+            assert_eq!(settings.timeouts.drain, Duration::from_secs(has), "{time}");
+        }
+    }
 
     #[test]
     fn a_drain_in_which_a_worker_breaks_down_or_stands_still_is_not_clean() {

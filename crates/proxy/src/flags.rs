@@ -124,6 +124,7 @@ impl TrafficArgs {
                 head: self.request_header_timeout,
                 body: self.request_body_timeout,
                 stream_idle: self.stream_idle_timeout,
+                ..own.timeouts
             },
             recorder: RecorderSettings {
                 bytes: usize::try_from(self.flight_recorder_bytes).unwrap_or(usize::MAX),

@@ -38,7 +38,7 @@ const ELSEWHERE: &str = "192.0.2.1:9";
 /// What is to be done with the fixed listeners, and who waits for it.
 enum Order {
     Open(Side, SocketAddr, oneshot::Sender<Result<SocketAddr, ListenError>>),
-    DrainInbound(Ending, oneshot::Sender<Pin<Box<dyn Future<Output = ()> + Send>>>),
+    DrainInbound(Ending, oneshot::Sender<Pin<Box<dyn Future<Output = usize> + Send>>>),
 }
 
 /// Opens fixed listeners on an engine that a [`Follower`] has, and drains the inbound one.
@@ -59,12 +59,14 @@ impl Listening {
     }
 
     /// As [`Engine::drain_inbound`]; returns when what ran has ended, at once when the follower has ended.
-    pub async fn drain_inbound(&self, ending: Ending) {
+    pub async fn drain_inbound(&self, ending: Ending) -> usize {
         let (begun, answer) = oneshot::channel();
-        if self.orders.send(Order::DrainInbound(ending, begun)).await.is_ok()
-            && let Ok(finished) = answer.await
-        {
-            finished.await;
+        match self.orders.send(Order::DrainInbound(ending, begun)).await {
+            Ok(()) => match answer.await {
+                Ok(finished) => finished.await,
+                Err(_) => 0,
+            },
+            Err(_) => 0,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use rustls::ProtocolVersion;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -36,11 +37,22 @@ impl Io {
         }
     }
 
-    /// Ready when a peer from whom nothing more comes has left. Over TCP its end may mean either. TLS has a word for the end of one
+    /// Whether a peer's last word ends one direction alone. Before TLS 1.3 it ends both, and nothing is to be sent behind it (RFC 5246
+    /// section 7.2.1): who has said it waits for ours.
+    pub(crate) fn ends_by_halves(&self) -> bool {
+        let version = match self {
+            Self::Tcp(_) => return false,
+            Self::TlsServer(tls) => tls.get_ref().1.protocol_version(),
+            Self::TlsClient(tls) => tls.get_ref().1.protocol_version(),
+        };
+        version != Some(ProtocolVersion::TLSv1_2)
+    }
+
+    /// Ready when a peer from whom nothing more comes has left. Over TCP its end may mean either. TLS 1.3 has a word for the end of one
     /// direction (RFC 8446 section 6.1), and who goes on reading behind it keeps the connection below as it is. What stands behind that
     /// word is nothing; so much of it has come, and whoever goes on with it would have us read for nothing as long as it likes.
     pub(crate) fn poll_left(&self, cx: &mut Context<'_>, behind: &mut usize) -> Poll<()> {
-        while !self.is_plain() && *behind < BEHIND {
+        while self.ends_by_halves() && *behind < BEHIND {
             if ready!(self.tcp().poll_read_ready(cx)).is_err() {
                 break;
             }

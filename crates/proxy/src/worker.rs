@@ -58,9 +58,11 @@ pub(crate) enum Command {
     DrainLeftBehind,
     /// Close the connections whose peer is not trusted any more.
     Recheck,
+    /// Stop accepting calls to the application beside us, and say when nobody waits any more who was let in by the system.
+    StopInbound(oneshot::Sender<()>),
     /// Finish what calls the application beside us, take nothing new of it, and say when it is done; what the
-    /// application calls goes on.
-    DrainInbound(Ending, oneshot::Sender<()>),
+    /// application calls goes on. What that has cut off is said too.
+    DrainInbound(Ending, oneshot::Sender<usize>),
     /// Stop accepting, and say when nobody waits any more who was let in by the system.
     StopAccepting(oneshot::Sender<()>),
     /// Finish what runs and what callers send before they can know. Comes when no worker accepts any more.
@@ -196,10 +198,7 @@ impl Worker {
 
     /// The connections that a place's are among.
     pub(crate) fn connections(&self, place: Place) -> &Rc<Connections> {
-        match place {
-            Place::Inbound(_) | Place::Hbone(_) => &self.inbound,
-            Place::Gateway(_) | Place::Outbound(_) => &self.others,
-        }
+        if is_inbound(place) { &self.inbound } else { &self.others }
     }
 
     /// How many connections are open.
@@ -430,21 +429,19 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
     // How often connections that wait are looked at is how often memory is.
     let mut sweep = tokio::time::interval(worker.memory.period());
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut inbound_done: Option<oneshot::Sender<()>> = None;
+    let mut inbound_done: Option<(oneshot::Sender<usize>, usize)> = None;
     loop {
         tokio::select! {
-            () = worker.inbound.drained(), if inbound_done.is_some() => say(inbound_done.take()),
+            () = worker.inbound.drained(), if inbound_done.is_some() => {
+                let _ = inbound_done.take().map(|(done, left)| say(done, left));
+            }
             () = worker.drained() => return,
             closed = doors.closed() => for then in closed {
                 match then {
-                    Then::Say(done) => say(Some(done)),
+                    Then::Say(done) => say(done, ()),
                     Then::DrainInbound(ending, done) => {
-                        match ending {
-                            Ending::Finished => worker.inbound.drain(),
-                            Ending::AtOnce => worker.inbound.cut_off(),
-                        }
+                        inbound_done = Some((done, end_inbound(&worker, ending)));
                         sweep.reset_immediately();
-                        inbound_done = Some(done);
                     }
                 }
             },
@@ -457,8 +454,8 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                     let _ = answer.send(worker.recall(&wanted).await);
                 }
                 Some(Command::Recheck) => recheck(&worker),
+                Some(Command::StopInbound(done)) => doors.close(is_inbound, Then::Say(done)),
                 Some(Command::DrainInbound(ending, done)) => {
-                    let is_inbound = |place| matches!(place, Place::Inbound(_) | Place::Hbone(_));
                     doors.close(is_inbound, Then::DrainInbound(ending, done));
                 }
                 Some(Command::StopAccepting(done)) => doors.close(|_| true, Then::Say(done)),
@@ -480,9 +477,29 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
     }
 }
 
+/// Whether the application beside us is called there.
+const fn is_inbound(place: Place) -> bool {
+    matches!(place, Place::Inbound(_) | Place::Hbone(_))
+}
+
 /// Who asked may have stopped waiting.
-fn say(done: Option<oneshot::Sender<()>>) {
-    let _ = done.map(|done| done.send(()));
+fn say<T>(to: oneshot::Sender<T>, what: T) {
+    let _ = to.send(what);
+}
+
+/// Ends what calls the application beside us; gives how much that cuts off.
+fn end_inbound(worker: &Worker, ending: Ending) -> usize {
+    match ending {
+        Ending::Finished => {
+            worker.inbound.drain();
+            0
+        }
+        Ending::AtOnce => {
+            let left = worker.inbound.busy();
+            worker.inbound.cut_off();
+            left
+        }
+    }
 }
 
 /// Each says by itself that what it carries is not whole: a connection that is only dropped looks like one that is at its end.

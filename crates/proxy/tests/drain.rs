@@ -47,7 +47,8 @@ async fn who_waits_for_an_instance_that_is_stopped_at_once_gets_another_one_s_an
     let call = tokio::spawn(async move { exchange(proxy, GET.as_bytes()).await });
     until(|| got.lock().len() == 1).await;
     let hangs = got.lock()[0];
-    two.instances[hangs].engine.drain_inbound(Ending::AtOnce).await.await;
+    let cut_off = two.instances[hangs].engine.drain_inbound(Ending::AtOnce).await.await;
+    assert_eq!(cut_off, 1);
     let answer = call.await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
     assert_eq!(*got.lock(), [hangs, 1 - hangs]);
@@ -56,6 +57,16 @@ async fn who_waits_for_an_instance_that_is_stopped_at_once_gets_another_one_s_an
     let line = two.instances[hangs].lines(1).await.remove(0);
     assert!(line.contains("\"draining\"") && line.contains("\"response_code\":0"), "{line}");
     two.instances[1 - hangs].lines(1).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_idles_is_not_cut_off() {
+    let app = upstream(|got| is_head(got).then(|| OK.to_vec())).await;
+    let two = two([app.address, app.address], []).await;
+    assert!(exchange(two.proxy, GET.as_bytes()).await.ends_with("hello"));
+    for instance in two.instances {
+        assert_eq!(instance.engine.drain_inbound(Ending::AtOnce).await.await, 0);
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,10 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_process::Drained;
 use meshwork_proxy::{Engine, Mesh, Settings};
 use parking_lot::{Condvar, Mutex};
-use support::raw::{ACK, DATA, GOAWAY, PING, PREFACE, Raw, SETTINGS, frame, request};
+use support::raw::{
+    ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, Raw, SETTINGS, frame, literal,
+    request,
+};
 use support::{Harness, Upstream, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -178,6 +181,44 @@ async fn nobody_who_idles_outlasts_the_time_of_the_drain_or_counts_as_cut_off() 
     let mut idle = known(address).await;
     assert_eq!(harness.engine.drain_until(std::future::ready(())).await, Drained::Clean);
     assert_eq!(rest(&mut idle).await, "");
+}
+
+/// An application that answers uploads by their heads, and two callers, of HTTP/2 and HTTP/1, who have read that and go on.
+async fn answered_early(clock: &ManualClock) -> (Upstream, Harness, Raw, TcpStream) {
+    const REFUSED: &[u8] = b"HTTP/1.1 413 No\r\ncontent-length: 5\r\nconnection: close\r\n\r\nlarge";
+    let up = upstream(|got| got.windows(4).any(|end| end == b"\r\n\r\n").then(|| REFUSED.to_vec())).await;
+    let (harness, address) = serve(Harness::at(clock), up.address).await;
+    let mut raw = Raw::open(address).await;
+    let head = [vec![0x83, 0x86], literal(4, "/up"), literal(1, "shop")].concat();
+    raw.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
+    while !matches!(raw.next().await.expect("an answer"), (DATA, END_STREAM, 1, _)) {}
+    let mut tcp = connect(address).await;
+    tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\ncontent-length: 10000000\r\n\r\nbegun").await.unwrap();
+    read_until(&mut tcp, "large").await;
+    harness.lines(2).await;
+    (up, harness, raw, tcp)
+}
+
+#[tokio::test]
+async fn who_goes_on_with_a_request_that_was_answered_is_not_waited_for_and_not_cut_off() {
+    let clock = ManualClock::new();
+    let (_up, harness, mut raw, _tcp) = answered_early(&clock).await;
+    let drained = drain(harness.engine);
+    goodbye(&mut raw).await;
+    clock.advance(Duration::from_secs(1));
+    let leaves = async {
+        while let Ok((kind, flags, _, payload)) = raw.next().await {
+            if (kind, flags) == (PING, 0) {
+                raw.send(&frame(PING, ACK, 0, &payload)).await;
+            }
+        }
+        drained.await.unwrap()
+    };
+    let drained = tokio::time::timeout(Duration::from_secs(20), leaves).await.expect("it ends");
+    assert_eq!(drained, Drained::Clean);
+
+    let (_up, harness, _raw, _tcp) = answered_early(&clock).await;
+    assert_eq!(harness.engine.drain_until(std::future::ready(())).await, Drained::Clean);
 }
 
 #[tokio::test]

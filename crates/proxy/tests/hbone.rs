@@ -18,7 +18,7 @@ use serde_json::Value;
 use support::Harness;
 use support::mesh::{TestMesh, db_behind, policy, serving};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc::{Receiver, channel};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,15 +57,34 @@ impl Pair {
 
     /// Asks for a tunnel; gives the status, and the connection behind the answer's head.
     async fn connect(&self, to: &str) -> (u16, TcpStream) {
-        let mut tcp = TcpStream::connect(self.proxy).await.unwrap();
-        tcp.write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n").as_bytes()).await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(tcp.read_u8().await.unwrap());
-        }
-        let head = String::from_utf8(head).unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), tcp)
+        tunnel(self.proxy, to).await
     }
+}
+
+async fn tunnel(proxy: SocketAddr, to: &str) -> (u16, TcpStream) {
+    let mut tcp = TcpStream::connect(proxy).await.unwrap();
+    tcp.write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n").as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(tcp.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), tcp)
+}
+
+/// An endpoint of `db` without a proxy.
+fn plain(slice: &str, at: SocketAddr) -> Change {
+    let message = v1::EndpointSlice {
+        service: "shop/db".into(),
+        ports: vec![v1::EndpointPort { name: "db".into(), port: at.port().into() }],
+        endpoints: vec![v1::Endpoint {
+            addresses: vec![at.ip().to_string()],
+            weight: 1,
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    Change::upsert(&format!("shop/{slice}"), "1", &message)
 }
 
 /// Greets, then gives back what it gets, and ends after its caller.
@@ -305,6 +324,25 @@ async fn who_is_silent_at_first_may_speak_http_yet() {
     );
 }
 
+/// Of several that were opened ahead the first to speak makes the application known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_that_is_not_needed_is_no_failure_where_its_application_is_known_by_then() {
+    let app = web().await;
+    let pair = Pair::start(app.address, AppProtocol::Unspecified).await;
+    let (mut first, mut second) = (pair.connect("db:80").await.1, pair.connect("db:80").await.1);
+    pair.inbound.wait_metric("istio_tcp_connections_opened_total", &[], 2).await;
+    for tcp in [&mut first, &mut second] {
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: db:80\r\nConnection: close\r\n\r\n").await.unwrap();
+        let answer = String::from_utf8(all(tcp).await.unwrap()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    let lines: Vec<Value> =
+        pair.inbound.lines(4).await.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let tunnels: Vec<_> = lines.iter().filter(|line| line["protocol"] == "TCP").collect();
+    assert_eq!(tunnels.len(), 2, "{lines:?}");
+    assert!(tunnels.iter().all(|line| line["response_flags"] == "-"), "{tunnels:?}");
+}
+
 /// Servers close connections on which nobody asks, and some say so first (HAProxy).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_caller_is_not_cut_off_by_an_application_that_waits_no_longer() {
@@ -383,6 +421,50 @@ async fn an_unused_tunnel_is_no_success_between_two_failures() {
         assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
     }
     pair.outbound.wait_metric("meshwork_circuit_breaker_changes_total", &["shop/db", "\"open\""], 1).await;
+}
+
+/// A client that opens connections ahead may say the first word in an hour.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_silent_keeps_nobody_from_an_endpoint_that_is_to_be_tried_again() {
+    let (mesh, any) = (TestMesh::new(), SocketAddr::from(([127, 0, 0, 1], 0)));
+    let (refuses, serves) = (TcpSocket::new_v4().unwrap(), TcpListener::bind(any).await.unwrap());
+    refuses.bind(any).unwrap();
+    let one = plain("db-1", refuses.local_addr().unwrap());
+    let other = plain("db-2", serves.local_addr().unwrap());
+    let outlier_detection = Some(v1::OutlierDetection {
+        consecutive_5xx: Some(1),
+        base_ejection_time_ms: 30_000,
+        max_ejection_percent: 50,
+        ..support::rows_off()
+    });
+    let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+    let traffic = v1::TrafficPolicy { outlier_detection, algorithm, ..Default::default() };
+    let policy = policy("out", "db", v1::policy::Spec::Traffic(traffic));
+    let mut web = mesh.proxy(&mesh.identity("web"), None, Settings::default());
+    let [service, _] = db_behind(&mesh.id("db"), any, AppProtocol::Unspecified, (1, 1));
+    web.change([mesh.bundle(1, &[]), service, one, other, policy]).await;
+    let proxy = web.engine.listen(Side::Outbound, any).await.unwrap();
+    while web.metric("meshwork_endpoint_ejections_total", &[]) == 0 {
+        let (_, mut tcp) = tunnel(proxy, "db:80").await;
+        tcp.write_all(b"\0").await.unwrap();
+        serves.accept().await.unwrap();
+    }
+    mesh.clock.advance(Duration::from_secs(30));
+    let tried = refuses.listen(8).unwrap();
+    let (mut silent, mut trials, mut served) = (Vec::new(), Vec::new(), Vec::new());
+    while trials.len() < 2 {
+        assert!(silent.len() < 8, "nobody else tries it: {trials:?}");
+        silent.push(tunnel(proxy, "db:80").await.1);
+        tokio::select! {
+            accepted = tried.accept() => trials.push(accepted.unwrap()),
+            accepted = serves.accept() => served.push(accepted.unwrap()),
+        }
+    }
+    assert_eq!(web.metric("meshwork_endpoint_returns_total", &[]), 0, "nobody has said a word");
+    for tcp in &mut silent {
+        tcp.write_all(b"\0").await.unwrap();
+    }
+    web.wait_metric("meshwork_endpoint_returns_total", &["service=\"shop/db\""], 1).await;
 }
 
 /// What may yet become a method is passed on all the same.

@@ -129,7 +129,14 @@ impl Edge {
         alpn: &[&[u8]],
         trusted: &[CertificateDer<'static>],
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        let config = trusting(trusted, alpn);
+        self.connect_by(trusting(trusted, alpn), host).await
+    }
+
+    async fn connect_by(
+        &self,
+        config: rustls::ClientConfig,
+        host: &str,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let tcp = TcpStream::connect(self.address).await?;
         // What is said in two pieces arrives at once, too.
         tcp.set_nodelay(true)?;
@@ -139,10 +146,18 @@ impl Edge {
 }
 
 fn trusting(trusted: &[CertificateDer<'static>], alpn: &[&[u8]]) -> rustls::ClientConfig {
+    trusting_by(rustls::DEFAULT_VERSIONS, trusted, alpn)
+}
+
+fn trusting_by(
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    trusted: &[CertificateDer<'static>],
+    alpn: &[&[u8]],
+) -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     trusted.iter().for_each(|certificate| roots.add(certificate.clone()).unwrap());
     let mut config = rustls::ClientConfig::builder_with_provider(meshwork_identity::provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
@@ -395,6 +410,26 @@ async fn whoever_has_left_is_worked_for_no_longer_whatever_it_has_said_before() 
         let line: Value = serde_json::from_str(edge.harness.lines(lines).await.last().unwrap()).unwrap();
         assert_eq!(line["cause"], "downstream_closed", "{line}");
     }
+}
+
+/// RFC 5246 section 7.2.1. Who shuts TLS 1.2 down in both directions waits for our last word, and for nothing else.
+#[tokio::test]
+async fn whoever_says_no_more_in_tls_1_2_has_left() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let edge = edge_before(Settings::default(), app.local_addr().unwrap()).await;
+    let config = trusting_by(&[&rustls::version::TLS12], &edge.certificates, &[]);
+    let mut tls = edge.connect_by(config, "a.example").await.unwrap();
+    tls.write_all(GET).await.unwrap();
+    let (mut served, _) = app.accept().await.unwrap();
+    read_until(&mut served, "\r\n\r\n").await;
+    end_side(&mut tls).await;
+    let limit = Duration::from_secs(10);
+    let left = tokio::time::timeout(limit, served.read(&mut [0])).await;
+    assert_eq!(left.expect("the endpoint hears of it").unwrap(), 0);
+    let told = tokio::time::timeout(limit, tls.read(&mut [0])).await;
+    assert_eq!(told.expect("and the caller is answered").unwrap(), 0, "by our last word");
+    let line: Value = serde_json::from_str(&edge.harness.lines(1).await[0]).unwrap();
+    assert_eq!(line["cause"], "downstream_closed", "{line}");
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use crate::cluster::{Cluster, ClusterKey};
 use crate::convert::{PortSpec, ServiceSpec};
 use crate::hostname::{HostMap, HostPattern};
 use crate::limits::is_raised;
+use crate::overload::Gate;
 use crate::policy::{
     Attached, Pool, RequestPolicy, RulePolicy, ServiceWords, TargetKey, TargetKind, namespace_of,
 };
@@ -163,9 +164,7 @@ impl Built {
         if shared.in_force.set(&said.limits) {
             is_raised(&shared);
         }
-        if let Some(gate) = shared.gate.get() {
-            gate.is_under(said.overload.as_ref());
-        }
+        Gate::is_now_under(&shared.gate, said.overload.as_ref());
         if said.outlier.is_none()
             && let Some(before) = before.filter(|before| before.outlier_detection.is_some())
         {

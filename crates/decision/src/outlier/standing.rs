@@ -310,6 +310,10 @@ impl Standing {
 
     /// The trial went well. False when the endpoint has been taken in by somebody else meanwhile.
     pub(super) fn comes_in(&self, until: u64, now: Tick) -> bool {
+        // What has come in since then is not this trial's to forget.
+        if self.until.load(Ordering::Relaxed) != until {
+            return false;
+        }
         self.begin_anew();
         self.good_since.store(now.as_nanos(), Ordering::Relaxed);
         self.until.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()

@@ -197,6 +197,28 @@ fn time_alone_returns_nobody_and_one_request_tries_it() {
 }
 
 #[test]
+fn a_trial_that_others_have_too_counts_when_it_speaks_unless_somebody_was_quicker() {
+    let mut world = World::new(config(2, 50), 4);
+    world.now = world.fail(0, 2).expect("it fails").until;
+    let mut silent: Vec<_> = (0..3)
+        .map(|_| {
+            let mut trial = world.trial(0).expect("nobody has it alone");
+            trial.is_had_by_others_too();
+            trial
+        })
+        .collect();
+    let alone = world.trial(0).expect("and the next request");
+    drop(silent.pop());
+    assert!(Trial::claim(world.endpoint(0), world.now).is_err(), "what is another's is not given back");
+    drop(alone);
+    let shift = world.tried(silent.remove(0), 200).expect("it speaks");
+    assert!(shift.ejection.is_none() && !world.endpoint(0).stats.is_out());
+    assert_eq!(world.fail(0, 1), None);
+    assert!(world.tried(silent.remove(0), 200).is_none(), "somebody was quicker");
+    assert!(world.fail(0, 1).is_some(), "and it has not ended the row that has begun since");
+}
+
+#[test]
 fn a_trial_of_before_says_nothing_about_another_instance() {
     let mut world = World::new(config(1, 50), 4);
     world.now = world.fail(0, 1).expect("it fails").until;

@@ -25,6 +25,8 @@ pub struct Trial {
     endpoint: Arc<Endpoint>,
     /// The moment after which it was due: a later ejection is not this trial's.
     until: u64,
+    /// Nobody else tries the endpoint meanwhile.
+    alone: bool,
 }
 
 impl Trial {
@@ -35,8 +37,16 @@ impl Trial {
     pub(crate) fn claim(endpoint: &Arc<Endpoint>, now: Tick) -> Result<Option<Self>, Taken> {
         match endpoint.stats.standing.claim(now) {
             Claim::None => Ok(None),
-            Claim::Mine(until) => Ok(Some(Self { endpoint: Arc::clone(endpoint), until })),
+            Claim::Mine(until) => Ok(Some(Self { endpoint: Arc::clone(endpoint), until, alone: true })),
             Claim::Another => Err(Taken),
+        }
+    }
+
+    /// The next request tries the endpoint as well: nobody knows when there is a word on it from this one. It counts when it comes,
+    /// unless somebody else was quicker.
+    pub fn is_had_by_others_too(&mut self) {
+        if std::mem::take(&mut self.alone) {
+            self.endpoint.stats.standing.give_back(self.until);
         }
     }
 
@@ -64,7 +74,7 @@ impl Trial {
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        self.endpoint.stats.standing.give_back(self.until);
+        self.is_had_by_others_too();
     }
 }
 

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use meshwork_base::{Rng, Tick};
@@ -43,10 +43,10 @@ pub struct Gate {
 #[derive(Default)]
 struct State {
     limiter: Limiter<Call>,
-    /// By which the last one was asked.
+    /// What was said, or else by which the last one was asked.
     config: Option<Arc<Overload>>,
-    /// What another one has taken the place of, as long as somebody may come by it: by the snapshot before, or after a delay.
-    replaced: Vec<Weak<Overload>>,
+    /// It was said: whoever comes by another one comes late, by the snapshot before or after a delay.
+    is_said: bool,
     /// When something happened, the last time.
     now: Tick,
     /// The places that are taken, each with when it may be given up.
@@ -60,22 +60,13 @@ struct State {
 type Place = (Tick, u64);
 
 impl State {
-    /// From now on what this policy says, unless that is over.
+    /// What this policy says, where nothing was said.
     fn follow(&mut self, config: &Arc<Overload>) {
-        let is = |known: &Arc<Overload>| Arc::ptr_eq(known, config);
-        let is_over = || self.replaced.iter().any(|old| std::ptr::eq(old.as_ptr(), Arc::as_ptr(config)));
-        if !self.config.as_ref().is_some_and(is) && !is_over() {
+        if self.config.is_none()
+            || !self.is_said && !self.config.as_ref().is_some_and(|known| Arc::ptr_eq(known, config))
+        {
             self.config = Some(Arc::clone(config));
         }
-    }
-
-    /// From now on what this policy says, and never again what the one before did, whoever comes by that.
-    fn replace(&mut self, config: &Arc<Overload>) {
-        let before = self.config.replace(Arc::clone(config));
-        self.replaced.extend(before.as_ref().map(Arc::downgrade));
-        drop(before);
-        self.replaced
-            .retain(|old| old.strong_count() > 0 && !std::ptr::eq(old.as_ptr(), Arc::as_ptr(config)));
     }
 
     /// What counts, and what it says, after somebody has come.
@@ -199,15 +190,28 @@ impl Gate {
         })
     }
 
-    /// What the policy says from now on; none: nothing is held back any more. Whoever waits hears of it also where nobody comes.
+    /// What the policy of this gate says from now on. Where there is one it is made, so that it is known before anybody comes by
+    /// what was before; without one nobody needs it.
+    pub(crate) fn is_now_under(gate: &OnceLock<Arc<Self>>, config: Option<&Arc<Overload>>) {
+        let gate = match config {
+            Some(_) => Some(gate.get_or_init(Arc::default)),
+            None => gate.get(),
+        };
+        if let Some(gate) = gate {
+            gate.is_under(config);
+        }
+    }
+
+    /// What the policy says from now on, whoever comes by another one; none: nothing is held back any more. Whoever waits hears
+    /// of it also where nobody comes.
     pub(crate) fn is_under(self: &Arc<Self>, config: Option<&Arc<Overload>>) {
         let now = self.state.lock().now;
         self.with(now, |state, called| {
-            let Some(known) = &state.config else { return };
-            let is_same = config == Some(known);
-            let config = config.cloned().unwrap_or_else(|| Arc::new(known.without_limit()));
-            state.replace(&config);
-            if !is_same {
+            let nothing = || state.config.as_ref().map(|known| Arc::new(known.without_limit()));
+            let Some(config) = config.cloned().or_else(nothing) else { return };
+            let before = state.config.replace(Arc::clone(&config));
+            state.is_said = true;
+            if before.is_some_and(|before| before != config) {
                 state.limiter.goes_by(&config, now, called);
             }
         });
@@ -226,7 +230,8 @@ impl Gate {
     #[must_use]
     pub fn view(&self, now: Tick) -> GateView {
         let state = self.state.lock();
-        let view = state.config.as_deref().map(|config| state.limiter.view(config)).unwrap_or_default();
+        let config = state.config.as_deref().filter(|_| state.number > 0);
+        let view = config.map(|config| state.limiter.view(config)).unwrap_or_default();
         // What is over by then is noticed when somebody comes.
         GateView { in_flight: view.in_flight.saturating_sub(state.limiter.over_by(now)), ..view }
     }

@@ -1,5 +1,5 @@
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use meshwork_base::{SeededRng, Tick};
@@ -535,6 +535,7 @@ fn whoever_waits_hears_of_another_policy_though_nobody_comes() {
     assert!(rest.len() == 2 && rest.iter().all(Result::is_ok), "nothing is held back: {rest:?}");
     drop((first, two));
     let again = Arc::new(fixed(1, QUEUE));
+    gate.is_under(Some(&again));
     let comes = gate.enter_at_once(&again, Priority::Default, at(2));
     assert_eq!(comes.err(), Some(Shed::Concurrency), "a policy that comes later counts those");
     drop(rest);
@@ -556,6 +557,21 @@ fn who_comes_late_by_a_policy_that_another_one_or_none_has_replaced_does_not_bri
     assert_eq!(gate.view(at(3)).limit, u32::MAX);
     gate.is_under(Some(&one));
     assert_eq!(comes(&one, 4).err(), Some(Shed::Concurrency), "it is in force again");
+}
+
+#[test]
+fn who_comes_late_by_a_policy_by_which_nobody_has_come_does_not_bring_it_back_either() {
+    let gate = OnceLock::new();
+    let [one, three] = [1, 3].map(|limit| Arc::new(fixed(limit, QUEUE)));
+    Gate::is_now_under(&gate, None);
+    assert!(gate.get().is_none(), "nobody needs it");
+    Gate::is_now_under(&gate, Some(&three));
+    let gate: &Arc<Gate> = gate.get().expect("it is there before anybody comes");
+    for by in [&one, &three, &one] {
+        let pass = gate.enter_at_once(by, Priority::Default, at(0)).expect("there is room");
+        assert_eq!(gate.view(Tick::ZERO).limit, 3);
+        drop(pass);
+    }
 }
 
 #[test]

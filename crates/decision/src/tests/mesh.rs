@@ -294,6 +294,8 @@ fn what_an_application_shows_by_another_declaration_is_known_to_what_was_opened_
         assert!(!again.inbound().unwrap().ports[0].state.shows_http(), "nobody has to be told once more");
         let gone = build(&mut builder, [serving(&[undeclared])]);
         assert!(gone.inbound().unwrap().speaks_http(8080), "it has answered meanwhile");
+        let [first, second] = [(); 2].map(|()| gone.inbound().unwrap().ports[0].state.shows_http());
+        assert!(first && !second, "nobody could know it any more, and it is told once");
         let opaque = build(&mut builder, [serving(&[("shop/web", AppProtocol::Tls)])]);
         assert!(!opaque.inbound().unwrap().speaks_http(8080), "it is another application");
     }

@@ -1,5 +1,6 @@
 //! What a request and its answer carry.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,8 +10,11 @@ use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::open::UnderWay;
+use super::open::{Parts, UnderWay};
 use super::{IDLE, PACE};
+
+/// Of how much of an answer it is told when it has gone: whoever reads that is not deaf, however slow. A frame of HTTP/2 has as much.
+const PIECE: usize = 16 * 1024;
 
 /// A request's body, which fails where who reads it has waited for too long in vain: a request of which a half has come is
 /// none that is waited for, and one that trickles has no more time for each byte.
@@ -67,12 +71,26 @@ impl HttpBody for Asked {
 /// An answer's body, which is under way for as long as there is more of it.
 pub(super) struct Answer {
     body: Body,
-    under_way: UnderWay,
+    /// What has come of it and is not given on yet.
+    pieces: VecDeque<Bytes>,
+    parts: Parts,
+    /// Absent: nothing more comes.
+    under_way: Option<UnderWay>,
 }
 
 impl Answer {
-    pub(super) const fn new(body: Body, under_way: UnderWay) -> Self {
-        Self { body, under_way }
+    pub(super) fn new(body: Body, under_way: UnderWay) -> Self {
+        Self { body, pieces: VecDeque::new(), parts: under_way.parts(), under_way: Some(under_way) }
+    }
+
+    fn came(&mut self, mut data: Bytes) {
+        while data.len() > PIECE {
+            self.pieces.push_back(self.parts.part(data.split_to(PIECE)));
+        }
+        self.pieces.push_back(self.parts.part(data));
+        if self.body.is_end_stream() {
+            self.under_way = None;
+        }
     }
 }
 
@@ -83,13 +101,29 @@ impl HttpBody for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| self.under_way.part(bytes)))))
+        if self.pieces.is_empty() {
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                end => return Poll::Ready(end),
+            };
+            match frame.into_data() {
+                Ok(data) => self.came(data),
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+        Poll::Ready(self.pieces.pop_front().map(|piece| Ok(Frame::data(piece))))
     }
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.pieces.is_empty() && self.body.is_end_stream()
     }
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let here = self.pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
+        let of_body = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(of_body.lower() + here);
+        if let Some(upper) = of_body.upper() {
+            hint.set_upper(upper + here);
+        }
+        hint
     }
 }

@@ -1,6 +1,6 @@
 //! The connections of ports: what each of them does, for how long it may, and which goes when one has to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -103,15 +103,20 @@ pub(super) struct Work {
     /// When the oldest began of those whose answer is whole, and waits for a caller who reads slowly. Whoever reads nothing
     /// can ask on: nothing is kept of each.
     answered: Option<Instant>,
-    /// How many parts of answers are not written yet, though they are out of their bodies.
-    lying: usize,
-    /// While some are: when something went last, or the first of them came. Their answers may be under way for as long as they
-    /// lie, and something else beside them for ever.
-    moved: Instant,
+    /// What is not written yet of each answer, though it is out of its body. They may be under way for as long as that lies, and
+    /// something else beside them for ever.
+    lying: BTreeMap<u64, Lying>,
     /// The number of the next one.
     next: u64,
     /// Since when it has had none, while it has none; of those that are answered, when something of that went last.
     since: Instant,
+}
+
+#[derive(Debug)]
+struct Lying {
+    parts: usize,
+    /// When one went last, or the first of them came. What else is written says nothing of it: in HTTP/2 that has a way of its own.
+    moved: Instant,
 }
 
 #[derive(Clone, Copy)]
@@ -133,8 +138,7 @@ impl Work {
         Arc::new(watch::Sender::new(Self {
             under_way: BTreeMap::new(),
             answered: None,
-            lying: 0,
-            moved: since,
+            lying: BTreeMap::new(),
             next: 0,
             since,
         }))
@@ -151,19 +155,16 @@ impl Work {
 
     /// Something that was written has gone; says whether that matters.
     pub(super) fn has_sent_some(&mut self) -> bool {
-        let (is_answered, lies) = (self.answered.is_some(), self.lying > 0);
+        let is_answered = self.answered.is_some();
         if is_answered {
             self.since = Instant::now();
         }
-        if lies {
-            self.moved = Instant::now();
-        }
-        is_answered || lies
+        is_answered
     }
 
     /// All that was written has gone; says whether that matters. In HTTP/2 it may be all that the caller takes at present.
     pub(super) fn has_sent_all(&mut self) -> bool {
-        if self.lying > 0 {
+        if !self.lying.is_empty() {
             return false;
         }
         let matters = self.has_sent_some();
@@ -190,7 +191,7 @@ pub(super) async fn given_up(mut work: watch::Receiver<Work>, request: Option<Du
                 State::Busy(since) => request.map(|request| since + request),
                 State::New(_) | State::Answered(_) | State::Idle(_) => Some(work.since + IDLE),
             };
-            let reads = (work.lying > 0).then(|| work.moved + IDLE);
+            let reads = work.lying.values().map(|lying| lying.moved + IDLE).min();
             asks.into_iter().chain(reads).min()
         };
         let over = async {
@@ -224,18 +225,9 @@ impl UnderWay {
         Self { work: Arc::clone(work), number }
     }
 
-    /// A part of its answer, which is told from what is written for as long as it lies anywhere: HTTP/2 takes it out of the
-    /// body whole, before the caller has room for it.
-    pub(super) fn part(&self, bytes: Bytes) -> Bytes {
-        self.work.send_if_modified(|work| {
-            work.lying += 1;
-            let is_first = work.lying == 1;
-            if is_first {
-                work.moved = Instant::now();
-            }
-            is_first
-        });
-        Bytes::from_owner(Part { bytes, work: Arc::clone(&self.work) })
+    /// What its answer comes in.
+    pub(super) fn parts(&self) -> Parts {
+        Parts { number: self.number, work: Arc::clone(&self.work) }
     }
 }
 
@@ -252,8 +244,29 @@ impl Drop for UnderWay {
     }
 }
 
+/// What an answer comes in, of which the last may lie when the request is no longer under way.
+pub(super) struct Parts {
+    number: u64,
+    work: Arc<watch::Sender<Work>>,
+}
+
+impl Parts {
+    /// A part of its answer, which is told from what is written for as long as it lies anywhere: HTTP/2 takes it out of the
+    /// body whole, before the caller has room for it.
+    pub(super) fn part(&self, bytes: Bytes) -> Bytes {
+        self.work.send_if_modified(|work| {
+            let lying = work.lying.entry(self.number);
+            let lying = lying.or_insert_with(|| Lying { parts: 0, moved: Instant::now() });
+            lying.parts += 1;
+            lying.parts == 1
+        });
+        Bytes::from_owner(Part { bytes, number: self.number, work: Arc::clone(&self.work) })
+    }
+}
+
 struct Part {
     bytes: Bytes,
+    number: u64,
     work: Arc<watch::Sender<Work>>,
 }
 
@@ -265,9 +278,13 @@ impl AsRef<[u8]> for Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        self.work.send_if_modified(|work| {
-            work.lying -= 1;
-            work.lying == 0
+        self.work.send_modify(|work| {
+            let btree_map::Entry::Occupied(mut lying) = work.lying.entry(self.number) else { return };
+            lying.get_mut().parts -= 1;
+            lying.get_mut().moved = Instant::now();
+            if lying.get().parts == 0 {
+                lying.remove();
+            }
         });
     }
 }

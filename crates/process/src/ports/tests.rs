@@ -6,6 +6,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, put};
 use futures_util::StreamExt as _;
 use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::TokioTimer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 
@@ -378,12 +379,23 @@ fn streams(answer: &[u8]) -> Option<u32> {
 
 /// A connection of HTTP/2 whose caller has room for so much of an answer, and of all of them, before it is read.
 async fn http_2(served: &Served, window: u32) -> SendRequest<Body> {
+    http_2_with(served, window, window.max(65_535)).await
+}
+
+/// The same with so much room for all of them together. The caller asks now and then whether anybody is there.
+async fn http_2_with(served: &Served, window: u32, of_all: u32) -> SendRequest<Body> {
     let near = TokioIo::new(served.open().await);
     let mut client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-    client.initial_stream_window_size(window).initial_connection_window_size(window.max(65_535));
+    client.initial_stream_window_size(window).initial_connection_window_size(of_all);
+    client.timer(TokioTimer::new()).keep_alive_interval(IDLE / 5).keep_alive_timeout(IDLE);
     let (requests, connection) = client.handshake(near).await.unwrap();
     tokio::spawn(connection);
     requests
+}
+
+/// How long a caller needs for so much who reads slowly, in however many frames it comes.
+fn reading(bytes: usize) -> Duration {
+    IDLE * u32::try_from(bytes).unwrap() / (64 * 1024)
 }
 
 async fn begins(requests: &mut SendRequest<Body>, path: &str) -> BodyDataStream {
@@ -411,6 +423,24 @@ async fn over_http_2_an_answer_of_which_nothing_is_read_is_given_up_whatever_is_
 }
 
 #[tokio::test(start_paused = true)]
+async fn over_http_2_an_answer_of_which_nothing_is_read_is_given_up_whatever_is_read_beside_it() {
+    let served = Served::start(bounds(2));
+    let mut requests = http_2_with(&served, 16 * 1024, 2 << 20).await;
+    let unread = begins(&mut requests, "/large").await;
+    let began = Instant::now();
+    while began.elapsed() < IDLE - PAUSE {
+        let mut quick = begins(&mut requests, "/quick").await;
+        assert!(quick.next().await.is_some_and(|data| data.is_ok_and(|data| data == "done")));
+        tokio::time::sleep(PAUSE).await;
+    }
+    assert!(!requests.is_closed());
+    tokio::time::sleep(2 * PAUSE).await;
+    settle().await;
+    assert!(requests.is_closed());
+    drop(unread);
+}
+
+#[tokio::test(start_paused = true)]
 async fn over_http_2_a_stream_lives_on_beside_an_answer_that_is_read_slowly_and_after_it() {
     let served = Served::start(bounds(2));
     let mut requests = http_2(&served, 64 * 1024).await;
@@ -418,7 +448,7 @@ async fn over_http_2_a_stream_lives_on_beside_an_answer_that_is_read_slowly_and_
     let (mut large, mut read) = (begins(&mut requests, "/large").await, 0);
     while let Some(Ok(data)) = large.next().await {
         read += data.len();
-        tokio::time::sleep(IDLE / 4).await;
+        tokio::time::sleep(reading(data.len())).await;
     }
     assert_eq!(read, LARGE);
     for _ in 0..3 {
@@ -441,7 +471,7 @@ async fn an_answer_that_is_read_slowly_over_http_2_is_under_way_until_it_has_gon
     let mut read = 0;
     while let Some(Ok(data)) = answer.next().await {
         read += data.len();
-        tokio::time::sleep(IDLE / 4).await;
+        tokio::time::sleep(reading(data.len())).await;
     }
     assert_eq!(read, LARGE);
     // It is idle now, and since it has gone.

@@ -20,6 +20,38 @@ fn a_sweep_ends_only_what_waited_longer_than_its_phase_allows() {
 }
 
 #[test]
+fn whose_request_has_its_answer_is_waited_for_shortly_while_all_drain_and_is_not_under_way() {
+    let connections = Rc::new(Connections::default());
+    let timeouts = DownstreamTimeouts::default();
+    let before = connections.register_stream(at(0), None);
+    let runs = connections.register_stream(at(0), None);
+    before.enter(Phase::Answered, at(0));
+    connections.sweep(at(9), Duration::ZERO, &timeouts);
+    assert_eq!(before.order(), None, "it has the time of a head");
+    connections.drain();
+    let behind = connections.register_stream(at(9), None);
+    behind.enter(Phase::Answered, at(9));
+    assert_eq!(connections.busy(), 1);
+    connections.sweep(at(9), Duration::ZERO, &timeouts);
+    assert_eq!((before.order(), behind.order()), (Some(Order::TimedOut(Phase::Answered)), None));
+    connections.sweep(at(10), Duration::ZERO, &timeouts);
+    assert_eq!((behind.order(), runs.order()), (Some(Order::TimedOut(Phase::Answered)), Some(Order::Drain)));
+}
+
+#[test]
+fn whoever_idles_is_waited_for_as_long_as_a_drain_has_time_for_that() {
+    let connections = Rc::new(Connections::default());
+    let timeouts = DownstreamTimeouts { drain: Duration::from_secs(2), ..DownstreamTimeouts::default() };
+    let idle = connections.register(at(0));
+    idle.enter(Phase::Idle, at(0));
+    connections.drain();
+    connections.sweep(at(1), Duration::ZERO, &timeouts);
+    assert_eq!(idle.order(), Some(Order::Drain));
+    connections.sweep(at(2), Duration::ZERO, &timeouts);
+    assert_eq!(idle.order(), Some(Order::TimedOut(Phase::Idle)));
+}
+
+#[test]
 fn progress_keeps_an_exchange_alive() {
     let connections = Rc::new(Connections::default());
     let exchange = connections.register(at(0));

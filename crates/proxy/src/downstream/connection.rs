@@ -367,6 +367,10 @@ fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> 
             }
             request::serve(&conn, head, &mut Down::H1(&mut server), scratch, started).await;
             if server.was_aborted() {
+                // Who has left by its last word alone waits for ours.
+                if !server.wire.io.ends_by_halves() {
+                    server.wire.say_last().await;
+                }
                 return None;
             }
             // Who was not told that this was the last one sends another.
@@ -482,7 +486,7 @@ fn has_room(conn: &Conn, server: &H1Server) -> bool {
 
 /// Reads what is left of a body that nobody wanted; false when it breaks or does not come in time.
 async fn drained(conn: &Conn, server: &mut H1Server) -> bool {
-    conn.entry.enter(Phase::Head, conn.worker.now());
+    conn.entry.enter(Phase::Answered, conn.worker.now());
     poll_fn(|cx| {
         if let Poll::Ready(done) = server.poll_drain(cx) {
             return Poll::Ready(done.is_ok());
@@ -515,7 +519,7 @@ async fn linger(conn: &Conn, server: &mut H1Server) {
     if !said.await || !server.has_unread_input() {
         return;
     }
-    conn.entry.enter(Phase::Head, conn.worker.now());
+    conn.entry.enter(Phase::Answered, conn.worker.now());
     conn.entry.holds(0);
     let mut left = LINGER_BYTES;
     poll_fn(|cx| {

@@ -390,7 +390,7 @@ impl Serving<'_> {
             Some(Order::Close(Cause::Draining)) if !idle => self.go_away(),
             Some(Order::Close(Cause::Draining)) => self.farewell(),
             Some(Order::Close(_) | Order::TimedOut(Phase::Handshake)) => return false,
-            Some(Order::TimedOut(Phase::Exchange | Phase::Body)) | None => {}
+            Some(Order::TimedOut(Phase::Exchange | Phase::Body | Phase::Answered)) | None => {}
         }
         true
     }
@@ -465,7 +465,7 @@ async fn serve_stream(
 /// Waits for a caller that was answered before its request was whole to end that, or to take it back. RST_STREAM right behind the
 /// response would be allowed (RFC 9113 section 8.1), but who has not read the response by then, as curl, knows of its failed upload alone.
 async fn linger(conn: &Conn, stream: &mut H2Stream) {
-    conn.entry.enter(Phase::Head, conn.worker.now());
+    conn.entry.enter(Phase::Answered, conn.worker.now());
     let mut left = LINGER_BYTES;
     poll_fn(|cx| {
         let is_over = conn.entry.order().is_some_and(|order| order != Order::Drain);

@@ -63,6 +63,13 @@ impl Upstream {
             untold.tell(cx, way, AttemptOutcome::Success);
         }
     }
+
+    /// Nobody knows when it will: it may be in an hour, and no other would be sent meanwhile where this one tries an endpoint.
+    pub(super) fn is_ahead(&mut self) {
+        if let Some(trial) = self.untold.as_mut().and_then(|untold| untold.trial.as_mut()) {
+            trial.is_had_by_others_too();
+        }
+    }
 }
 
 /// Connects to an endpoint of the way's service.

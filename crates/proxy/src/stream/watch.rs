@@ -60,7 +60,9 @@ pub(super) struct Watch {
     preface: Preface,
     asked: Asked,
     answer: Answer,
-    /// The caller has said something since the application's last bytes.
+    /// The caller has said something.
+    has_spoken: bool,
+    /// It has since the application's last bytes.
     says_more: bool,
     met_a_server: bool,
 }
@@ -74,6 +76,7 @@ impl Watch {
             preface: Preface::default(),
             asked: Asked::Nothing,
             answer: Answer::default(),
+            has_spoken: false,
             says_more: false,
             met_a_server: false,
         }
@@ -85,6 +88,7 @@ impl Watch {
             |line| line.shows_http(bytes),
             |field, preface| field.is_in(bytes) || preface.is_in(bytes),
         );
+        self.has_spoken |= !bytes.is_empty();
         self.says_more |= !bytes.is_empty();
         // Who writes the caller's words back has them all before it begins to: what comes behind that is not asked.
         if self.answer.length == 0 {
@@ -93,9 +97,10 @@ impl Watch {
         is_http
     }
 
-    /// The caller says no more; true: servers take what is there for a request, as if its line had ended.
+    /// The caller says no more; true: servers take what is there for a request, as if its line had ended. Whoever has never said
+    /// anything has asked for nothing, and leaves a tunnel that it did not need.
     pub(super) fn ends_as_http(&mut self) -> bool {
-        self.is_http(FirstLine::ends_as_http, |_, _| false)
+        self.has_spoken && self.is_http(FirstLine::ends_as_http, |_, _| false)
     }
 
     fn is_http(

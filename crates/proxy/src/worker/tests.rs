@@ -7,7 +7,7 @@ use super::*;
 use crate::engine::Settings;
 use crate::{Learnt, MemoryLevel, Mesh, Observer, TlsConfigs, listen};
 
-fn shared(settings: Settings) -> Arc<Shared> {
+pub(crate) fn shared(settings: Settings) -> Arc<Shared> {
     let metrics = MetricsRegistry::default();
     Arc::new(Shared {
         snapshot: ArcSwap::default(),
@@ -55,16 +55,19 @@ async fn what_follows_when_sockets_are_closed_follows_then() {
         let (commands, receiver) = mpsc::channel(8);
         let socket = listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
         let address = socket.local_addr().unwrap();
-        let (done, told) = oneshot::channel();
+        let ((done, told), (drained, left)) = (oneshot::channel(), oneshot::channel());
         let (place, close) = match inbound {
-            true => (Place::Inbound(address), Command::DrainInbound(Ending::Finished, done)),
+            true => (Place::Inbound(address), Command::DrainInbound(Ending::Finished, drained)),
             false => (Place::Outbound(address), Command::StopAccepting(done)),
         };
         commands.try_send(Command::Listen(place, socket)).ok().unwrap();
         commands.try_send(close).ok().unwrap();
         let local = LocalSet::new();
         let worker = local.spawn_local(run(shared(Settings::default()), bells(), receiver));
-        local.run_until(told).await.unwrap();
+        match inbound {
+            true => assert_eq!(local.run_until(left).await, Ok(0)),
+            false => assert_eq!(local.run_until(told).await, Ok(())),
+        }
         assert!(std::net::TcpStream::connect(address).is_err(), "inbound: {inbound}");
         drop(commands);
         local.run_until(worker).await.unwrap();

@@ -55,6 +55,7 @@ pub(super) async fn carry(
             Ok(up) => up,
             Err(failure) => return without(conn, wire, journey, &failure).await,
         };
+        up.is_ahead();
         conn.entry.enter(Phase::Exchange, conn.worker.now());
         conn.entry.be_patient(Some(way.timeouts.idle.unwrap_or(transfer::IDLE_TIMEOUT)));
         let failure = match first(conn, &mut wire, &mut up.end).await {
