@@ -41,8 +41,8 @@ async fn saying(response: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
     (up.address, asked)
 }
 
-/// Resets the stream of every answer in its body.
-async fn resetting() -> (SocketAddr, Arc<AtomicUsize>) {
+/// Resets the stream of every answer in its body, for this reason.
+async fn resetting(reason: h2::Reason) -> (SocketAddr, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&asked);
     let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
@@ -53,7 +53,7 @@ async fn resetting() -> (SocketAddr, Arc<AtomicUsize>) {
             // What h2 has of it leaves before the reset, or with it: both are an answer that is broken off.
             body.reserve_capacity(1);
             tokio::task::yield_now().await;
-            body.send_reset(h2::Reason::INTERNAL_ERROR);
+            body.send_reset(reason);
         }
     })
     .await;
@@ -111,18 +111,21 @@ async fn who_breaks_off_every_answer_is_ejected_as_one_who_does_not_answer() {
 
 #[tokio::test]
 async fn who_resets_every_answer_is_ejected_too() {
-    let ((bad, asked), (good, _)) = (resetting().await, resetting().await);
-    let mut harness = Harness::start(meshwork_proxy::Settings::default());
-    harness.service("web", AppProtocol::Http2, &[bad, good]).await;
-    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-    harness.change([traffic(ejecting_after(3, true))]).await;
-    for _ in 0..20 {
-        exchange(address, GET).await;
+    // Whoever is no proxy of the mesh has no rules that we know of.
+    for reason in [h2::Reason::INTERNAL_ERROR, h2::Reason::CANCEL] {
+        let ((bad, asked), (good, _)) = (resetting(reason).await, resetting(reason).await);
+        let mut harness = Harness::start(meshwork_proxy::Settings::default());
+        harness.service("web", AppProtocol::Http2, &[bad, good]).await;
+        let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+        harness.change([traffic(ejecting_after(3, true))]).await;
+        for _ in 0..20 {
+            exchange(address, GET).await;
+        }
+        // The last one stays, whatever it does.
+        let cause = "consecutive_local_origin_failure";
+        assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &["default/web", cause]), 1);
+        assert!([3, 17].contains(&asked.load(Ordering::SeqCst)), "{asked:?}");
     }
-    // The last one stays, whatever it does.
-    let cause = "consecutive_local_origin_failure";
-    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &["default/web", cause]), 1);
-    assert!([3, 17].contains(&asked.load(Ordering::SeqCst)), "{asked:?}");
 }
 
 #[tokio::test]

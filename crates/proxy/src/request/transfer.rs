@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use meshwork_base::Tick;
+use meshwork_base::{Clock, Tick};
 use meshwork_decision::Cause;
 use meshwork_http1::{KnownName, ResponseHead};
 
@@ -15,7 +15,7 @@ use super::body::{RequestBody, Side};
 use super::bulk::{Bulk, Moved};
 use super::deadline::Deadlines;
 use super::journey::Journey;
-use super::shape;
+use super::{reply, shape};
 use crate::connections::{Order, Phase};
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -159,8 +159,10 @@ pub(crate) async fn response(
         Ok(()) if body.is_sent() => exchange.finish(conn.worker.now()),
         Ok(()) => exchange.abort(),
         Err(mut failure) => {
+            let wall = conn.worker.shared.clock.wall();
+            failure.is_hasty |= exchange.is_ended_by_rule(&failure, wall)
+                || passing.reader.excuses(&failure, body, head, journey);
             exchange.abort();
-            failure.is_hasty |= passing.reader.excuses(&failure, body, head, journey);
             // What has come whole is whole, whoever has left before it was read.
             let ended = if passing.ended { Ok(()) } else { Err(&failure) };
             attempts.ended(ended, journey.record.grpc_status);
@@ -201,7 +203,8 @@ impl Passing {
                 || poll_response(cx, exchange, down, &mut self.ended, &mut self.bulk, journey)?;
             if self.ended {
                 // However long its caller takes to read what is here.
-                attempts.ended(Ok(()), journey.record.grpc_status);
+                let drained = journey.was_drained.then(|| Failure::local(Cause::Draining));
+                attempts.ended(drained.as_ref().map_or(Ok(()), Err), journey.record.grpc_status);
                 if flushed {
                     return Ok(true);
                 }
@@ -318,6 +321,7 @@ fn poll_ready_frame(
         Poll::Ready(Ok(Frame::End(trailers))) => {
             if let Some(trailers) = &trailers {
                 journey.grpc_status(trailers.known(KnownName::GrpcStatus));
+                journey.was_drained = exchange.is_in_mesh() && reply::is_of_drain(trailers);
             }
             down.end(trailers);
             *ended = true;

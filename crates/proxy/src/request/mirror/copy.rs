@@ -354,7 +354,9 @@ impl Carried {
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Ready(Err(error)) => {
-                    return Poll::Ready(Err(Lost::Failed(Failure::of_upstream(&error, true, false))));
+                    let mut failure = Failure::of_upstream(&error, true, false);
+                    failure.is_hasty = exchange.is_ended_by_rule(&failure, worker.shared.clock.wall());
+                    return Poll::Ready(Err(Lost::Failed(failure)));
                 }
                 Poll::Pending => return Poll::Pending,
             }
