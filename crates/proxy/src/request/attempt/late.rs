@@ -106,13 +106,17 @@ impl Attempts<'_> {
     }
 
     fn call_ended(&mut self, late: &Late, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
+        let now = self.conn.worker.now();
+        if ended.is_err_and(|failure| self.is_of_overheard(failure, now)) {
+            return self.let_go();
+        }
         let to_repeat = grpc_status.is_some_and(|code| self.repeats.names_code(code));
         let answer = Answer { to_repeat, ..answer::of_end(ended, grpc_status, late.took) };
         // A caller who has left says nothing of whether a repetition helped.
         if ended.is_ok() || answer.outcome != AttemptOutcome::Success {
             self.repeats.ended(answer.outcome == AttemptOutcome::Success && !to_repeat);
         }
-        self.tell(&answer, self.conn.worker.now());
+        self.tell(&answer, now);
     }
 
     fn answer_ended(&mut self, late: &Late, ended: Result<(), &Failure>) {

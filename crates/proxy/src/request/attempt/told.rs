@@ -5,7 +5,7 @@ use meshwork_decision::{Answer, AttemptOutcome, Cause, Ticket};
 use meshwork_http1::ResponseHead;
 
 use super::Attempts;
-use crate::error::Failure;
+use crate::error::{Failure, Fault, Retry};
 use crate::request::answer;
 use crate::request::body::RequestBody;
 use crate::request::route::Target;
@@ -51,6 +51,7 @@ impl Attempts<'_> {
                 }
                 answer
             }
+            Err(failure) if self.is_of_overheard(failure, now) => return self.let_go(),
             Err(failure) => match answer::of_failure(failure, took) {
                 Some(answer) => answer,
                 None => return,
@@ -70,8 +71,16 @@ impl Attempts<'_> {
         }
     }
 
+    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here. Behind the head of an answer it says so
+    /// by CANCEL; and who breaks off when that time is over was told to.
+    pub(super) fn is_of_overheard(&self, failure: &Failure, now: Tick) -> bool {
+        let Some(given) = self.overheard else { return false };
+        let has_heard = failure.fault == Fault::Upstream && failure.retry != Retry::NothingSent;
+        has_heard && (failure.is_cancelled || now.since(self.began) >= given)
+    }
+
     pub(super) fn tell(&mut self, answer: &Answer, now: Tick) {
-        if self.overheard && answer.status == 504 {
+        if self.overheard.is_some() && answer.status == 504 {
             return self.let_go();
         }
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
