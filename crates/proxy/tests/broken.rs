@@ -5,8 +5,8 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,11 +14,11 @@ use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use support::h2::h2_upstream;
-use support::policy::{BUSY, GET, OK, gateway, traffic};
+use support::policy::{BUSY, GET, OK, gateway, gateway_of, traffic};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Half of a response, after which its connection ends.
 const HALF: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n<close>";
@@ -328,6 +328,69 @@ async fn who_stands_still_in_an_answer_until_its_time_is_over_has_failed_but_not
         assert!(harness.lines(2).await.iter().any(|line| line.contains("request_timeout")));
         assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), ejections);
     }
+}
+
+/// Begins to answer with far more than anybody holds, as fast as it is read, and breaks off when it is told. How much has been taken of it.
+async fn vast(
+    head: &'static str,
+    piece: &'static [u8],
+) -> (SocketAddr, oneshot::Sender<()>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, mut stopped) = oneshot::channel();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&taken);
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        read_until(&mut tcp, "\r\n\r\n").await;
+        tcp.write_all(head.as_bytes()).await.unwrap();
+        while stopped.try_recv().is_err() {
+            tcp.write_all(piece).await.unwrap();
+            counted.fetch_add(piece.len(), Ordering::SeqCst);
+        }
+    });
+    (address, stop, taken)
+}
+
+/// A large answer, by pieces as they are sent, to a caller who reads steadily, but slower than it could come.
+async fn is_broken_off_behind_a_slow_reader(head: &'static str, piece: &'static [u8]) {
+    let clock = ManualClock::new();
+    let ((vast, stop, taken), (good, _)) = (vast(head, piece).await, saying(OK).await);
+    let (harness, address) =
+        gateway_of(Harness::at(&clock), &[vast, good], Some(ejecting_after(1, true))).await;
+    let mut caller = TcpStream::connect(address).await.unwrap();
+    // Either is the first.
+    loop {
+        caller.write_all(GET).await.unwrap();
+        if read_until(&mut caller, "hello").await.contains("x-vast") {
+            break;
+        }
+        caller = TcpStream::connect(address).await.unwrap();
+    }
+    let mut read = vec![0; 1 << 16];
+    for _ in 0..14 {
+        // More of it comes up behind what has been read.
+        let before = taken.load(Ordering::SeqCst);
+        while taken.load(Ordering::SeqCst) < before + (1 << 20) {
+            caller.read_exact(&mut read).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        clock.advance(Duration::from_millis(500));
+    }
+    stop.send(()).unwrap();
+    tokio::io::copy(&mut caller, &mut tokio::io::sink()).await.ok();
+    harness.lines(1).await;
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 1, "{head}");
+}
+
+#[tokio::test]
+async fn who_reads_slower_than_its_endpoint_could_send_does_not_excuse_that_it_breaks_off() {
+    static PIECE: [u8; 1 << 16] = [b'x'; 1 << 16];
+    static CHUNK: LazyLock<Vec<u8>> = LazyLock::new(|| [b"10000\r\n", &PIECE[..], b"\r\n"].concat());
+    let known = "HTTP/1.1 200 OK\r\nx-vast: 1\r\ncontent-length: 1000000000000\r\n\r\nhello";
+    is_broken_off_behind_a_slow_reader(known, &PIECE).await;
+    let chunked = "HTTP/1.1 200 OK\r\nx-vast: 1\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    is_broken_off_behind_a_slow_reader(chunked, &CHUNK).await;
 }
 
 #[tokio::test]

@@ -23,8 +23,10 @@ use crate::error::{Failure, Fault};
 use crate::http::stream::{Frame, StreamError};
 use crate::upstream::Exchange;
 
-/// Whoever takes nothing for so long may find that its endpoint has given up: none does sooner.
+/// Whoever takes nothing for so long may find that its endpoint has given up, however long it has read before.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Pauses of a reader that are shorter are part of reading.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What interrupts an exchange from outside: its time, the caller leaving, the process stopping.
 pub(crate) fn poll_interrupted(
@@ -140,16 +142,18 @@ pub(crate) async fn response(
     let mut passing = Passing { ended, request_open, bulk: Bulk::default(), reader: Reader::default() };
     let moved = poll_fn(|cx| {
         let before = (body.received, journey.record.bytes_sent);
-        if passing.turn(cx, &mut exchange, down, body, attempts, journey)? {
+        let Some(is_taken) = passing.turn(cx, &mut exchange, down, body, attempts, journey)? else {
             return Poll::Ready(Ok(()));
-        }
-        if before != (body.received, journey.record.bytes_sent) {
+        };
+        let moved = before.1 != journey.record.bytes_sent;
+        if moved || before.0 != body.received {
             let now = conn.worker.now();
             conn.entry.progress(now);
-            if before.1 != journey.record.bytes_sent {
+            if moved {
                 attempts.answer_goes_on(now);
             }
         }
+        passing.reader.turned(is_taken, moved, || conn.worker.now());
         attempts.poll_patience(cx);
         poll_interrupted(cx, conn, down, deadlines).map(Err)
     })
@@ -161,7 +165,7 @@ pub(crate) async fn response(
         Err(mut failure) => {
             let wall = conn.worker.shared.clock.wall();
             failure.is_hasty |= exchange.is_ended_by_rule(&failure, wall)
-                || passing.reader.excuses(&failure, body, head, journey);
+                || passing.reader.excuses(&failure, body, head, attempts, journey);
             exchange.abort();
             // What has come whole is whole, whoever has left before it was read.
             let ended = if passing.ended { Ok(()) } else { Err(&failure) };
@@ -183,7 +187,7 @@ struct Passing {
 }
 
 impl Passing {
-    /// Moves what there is and what there is room for; true: all of it has been moved.
+    /// Moves what there is and what there is room for: whether its caller has taken that. `None`: all of it has been moved.
     #[inline]
     fn turn(
         &mut self,
@@ -193,7 +197,7 @@ impl Passing {
         body: &mut RequestBody<'_>,
         attempts: &mut Attempts<'_>,
         journey: &mut Journey<'_>,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Option<bool>, Failure> {
         let is_taken = loop {
             if self.request_open && body.poll_pump(cx, down, exchange).is_err() {
                 // The response goes on without it; the connection cannot be used again.
@@ -206,7 +210,7 @@ impl Passing {
                 let drained = journey.was_drained.then(|| Failure::local(Cause::Draining));
                 attempts.ended(drained.as_ref().map_or(Ok(()), Err), journey.record.grpc_status);
                 if flushed {
-                    return Ok(true);
+                    return Ok(None);
                 }
             }
             if flushed && self.bulk.takes_over(exchange, down, journey) {
@@ -214,7 +218,7 @@ impl Passing {
                     Moved::All => {
                         attempts.ended(Ok(()), journey.record.grpc_status);
                         down.end(None);
-                        return Ok(true);
+                        return Ok(None);
                     }
                     Moved::Some => break !self.bulk.is_under_way(),
                 }
@@ -229,27 +233,44 @@ impl Passing {
                 break is_taken;
             }
         };
-        self.reader.takes(is_taken, || journey.conn().worker.now());
-        Ok(false)
+        Ok(Some(is_taken))
     }
 }
 
 /// Who does not read what there is keeps its endpoint waiting, and no endpoint waits for ever.
 #[derive(Default)]
 struct Reader {
-    /// Since when it has taken nothing.
+    /// Since when it has taken nothing of what there is.
     waits: Option<Tick>,
     /// It has taken nothing for [`PATIENCE`] before.
     was_away: bool,
+    /// Its [pauses](PAUSE) before, together.
+    paused: Duration,
 }
 
 impl Reader {
-    fn takes(&mut self, is_taken: bool, now: impl FnOnce() -> Tick) {
+    /// It has taken all that there was, or not; and something of it, since more has come up behind that.
+    fn turned(&mut self, is_taken: bool, moved: bool, now: impl Fn() -> Tick) {
+        if (is_taken || moved)
+            && let Some(since) = self.waits.take()
+        {
+            let pause = now().since(since);
+            self.was_away |= pause >= PATIENCE;
+            self.paused += if pause >= PAUSE { pause } else { Duration::ZERO };
+        }
         if !is_taken {
             self.waits.get_or_insert_with(now);
-        } else if let Some(since) = self.waits.take() {
-            self.was_away |= now().since(since) >= PATIENCE;
         }
+    }
+
+    /// Whether whoever has waited for it, since this moment, has waited for so long that it may have given up.
+    fn was_waited_for(&self, since: Option<Tick>, now: Tick) -> bool {
+        let pause = self.waits.map_or(Duration::ZERO, |since| now.since(since));
+        let most = |begun: Tick| {
+            let paused = self.paused + pause;
+            paused >= PAUSE && paused > now.since(begun) / 2
+        };
+        self.was_away || pause >= PATIENCE || since.is_some_and(most)
     }
 
     /// Whether it is not its endpoint's fault that an answer broke off: that has not got the whole request, or its answer was
@@ -260,15 +281,16 @@ impl Reader {
         failure: &Failure,
         body: &RequestBody<'_>,
         head: &ResponseHead,
+        attempts: &Attempts<'_>,
         journey: &mut Journey<'_>,
     ) -> bool {
         if journey.is_grpc() {
             return false;
         }
         let now = journey.conn().worker.now();
-        let is_away = self.was_away || self.waits.is_some_and(|since| now.since(since) >= PATIENCE);
         let is_ours = self.waits.is_some() || shape::is_slowed(journey) || answer::may_be_silent(head);
-        !body.is_sent() || is_away || failure.fault == Fault::Local && is_ours
+        let was_waited_for = self.was_waited_for(attempts.answered(), now);
+        !body.is_sent() || was_waited_for || failure.fault == Fault::Local && is_ours
     }
 }
 
@@ -334,5 +356,55 @@ fn poll_ready_frame(
             Err(Failure::of_upstream(&error, true, false))
         }
         Poll::Pending => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reader, of an answer that begins at 0, for whom more has come up at these moments, in milliseconds, and who never takes all.
+    fn behind(moved: &[u64]) -> Reader {
+        let mut reader = Reader::default();
+        for at in moved {
+            reader.turned(false, true, || ms(*at));
+        }
+        reader
+    }
+
+    fn ms(ms: u64) -> Tick {
+        Tick::ZERO.after(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn who_reads_slowly_has_kept_nobody_waiting() {
+        let steady: Vec<u64> = (0..20).map(|turn| turn * 900).collect();
+        let reader = behind(&steady);
+        assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(20 * 900)));
+        assert!(!Reader::default().was_waited_for(Some(Tick::ZERO), ms(60_000)), "there was nothing to read");
+    }
+
+    #[test]
+    fn who_has_read_nothing_for_long_has_kept_an_endpoint_waiting_whatever_was_before() {
+        let steady: Vec<u64> = (0..40).map(|turn| turn * 900).collect();
+        let mut reader = behind(&steady);
+        let last = 39 * 900;
+        assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(last + 4_999)));
+        assert!(reader.was_waited_for(Some(Tick::ZERO), ms(last + 5_000)));
+        reader.turned(true, true, || ms(last + 5_000));
+        assert!(reader.was_waited_for(Some(Tick::ZERO), ms(last + 60_000)), "it may have given up then");
+    }
+
+    #[test]
+    fn who_has_read_nothing_for_most_of_the_time_has_kept_it_waiting_too() {
+        let reader = behind(&[0]);
+        assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(999)));
+        assert!(reader.was_waited_for(Some(Tick::ZERO), ms(1_000)));
+        let mut reader = behind(&[0, 900, 1_800]);
+        assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(3_600)), "half of it");
+        assert!(reader.was_waited_for(Some(Tick::ZERO), ms(3_602)));
+        reader.turned(true, true, || ms(3_602));
+        assert!(reader.was_waited_for(Some(Tick::ZERO), ms(3_602)), "in pauses that are over, too");
+        assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(10_000)));
     }
 }

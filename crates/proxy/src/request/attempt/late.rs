@@ -76,6 +76,11 @@ impl Attempts<'_> {
         }
     }
 
+    /// When the head of an answer came whose end will say what became of it.
+    pub(crate) fn answered(&self) -> Option<Tick> {
+        self.late.as_ref().map(|late| late.head)
+    }
+
     /// Looks whether others have waited for long enough.
     #[inline]
     pub(crate) fn poll_patience(&mut self, cx: &mut Context<'_>) {
