@@ -209,6 +209,18 @@ async fn reading(address: SocketAddr) -> TcpStream {
     caller
 }
 
+/// The same, of the endpoint in whose heads this stands, whoever is asked first; how many were asked until then.
+async fn begun(address: SocketAddr, head: &str) -> (TcpStream, usize) {
+    for asked in 1.. {
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        caller.write_all(GET).await.unwrap();
+        if read_until(&mut caller, "hello").await.to_lowercase().contains(head) {
+            return (caller, asked);
+        }
+    }
+    unreachable!("it has its turn")
+}
+
 /// A gateway at a clock before one endpoint that has failed until its breaker opened, and that is to be tried.
 async fn to_be_tried(clock: &ManualClock, endpoint: SocketAddr) -> (Harness, SocketAddr) {
     let mut harness = Harness::at(clock);
@@ -289,16 +301,7 @@ async fn an_answer_that_breaks_off_after_it_was_taken_for_well_is_one_failure_mo
     harness.service("web", AppProtocol::Http1, &[up, good]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     harness.change([traffic(ejecting_after(1, true))]).await;
-    let mut caller = TcpStream::connect(address).await.unwrap();
-    // Either is the first.
-    loop {
-        caller.write_all(GET).await.unwrap();
-        let begun = read_until(&mut caller, "hello").await;
-        if begun.to_lowercase().contains("content-length: 100") {
-            break;
-        }
-        caller = TcpStream::connect(address).await.unwrap();
-    }
+    let (mut caller, _) = begun(address, "content-length: 100").await;
     clock.advance(Duration::from_secs(1));
     more.send(b"b").await.unwrap();
     read_until(&mut caller, "b").await;
@@ -358,15 +361,7 @@ async fn is_broken_off_behind_a_slow_reader(head: &'static str, piece: &'static 
     let ((vast, stop, taken), (good, _)) = (vast(head, piece).await, saying(OK).await);
     let (harness, address) =
         gateway_of(Harness::at(&clock), &[vast, good], Some(ejecting_after(1, true))).await;
-    let mut caller = TcpStream::connect(address).await.unwrap();
-    // Either is the first.
-    loop {
-        caller.write_all(GET).await.unwrap();
-        if read_until(&mut caller, "hello").await.contains("x-vast") {
-            break;
-        }
-        caller = TcpStream::connect(address).await.unwrap();
-    }
+    let (mut caller, asked) = begun(address, "x-vast").await;
     let mut read = vec![0; 1 << 16];
     for _ in 0..14 {
         // More of it comes up behind what has been read.
@@ -379,7 +374,7 @@ async fn is_broken_off_behind_a_slow_reader(head: &'static str, piece: &'static 
     }
     stop.send(()).unwrap();
     tokio::io::copy(&mut caller, &mut tokio::io::sink()).await.ok();
-    harness.lines(1).await;
+    harness.lines(asked).await;
     assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 1, "{head}");
 }
 
@@ -391,6 +386,48 @@ async fn who_reads_slower_than_its_endpoint_could_send_does_not_excuse_that_it_b
     is_broken_off_behind_a_slow_reader(known, &PIECE).await;
     let chunked = "HTTP/1.1 200 OK\r\nx-vast: 1\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
     is_broken_off_behind_a_slow_reader(chunked, &CHUNK).await;
+}
+
+/// Ejects at the first failure, and waits for so long for what comes next.
+fn tiring(stream_idle_ms: u32) -> v1::TrafficPolicy {
+    let timeouts = Some(v1::Timeouts { stream_idle_ms, ..Default::default() });
+    v1::TrafficPolicy { timeouts, ..ejecting_after(1, true) }
+}
+
+#[tokio::test]
+async fn who_owes_no_number_of_bytes_may_be_silent_and_who_does_may_not() {
+    const WATCH: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    const CLOSES: &[u8] = b"HTTP/1.1 200 OK\r\n\r\nhello";
+    for (response, ejections) in [(BEGUN, 1), (WATCH, 0), (CLOSES, 0)] {
+        let clock = ManualClock::new();
+        let (silent, good) = (saying(response).await.0, saying(response).await.0);
+        let harness = Harness::at(&clock);
+        let (harness, address) = gateway_of(harness, &[silent, good], Some(tiring(10_000))).await;
+        let _caller = reading(address).await;
+        clock.advance(Duration::from_secs(10));
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains("stream_idle_timeout"), "{line}");
+        assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), ejections);
+    }
+}
+
+#[tokio::test]
+async fn what_still_comes_when_its_time_is_over_has_not_stood_still() {
+    for (comes, ejections) in [(true, 0), (false, 1)] {
+        let clock = ManualClock::new();
+        let ((up, more), (good, _)) = (staged(0).await, saying(OK).await);
+        let (harness, address) = gateway_of(Harness::at(&clock), &[up, good], Some(impatient(3_000))).await;
+        let (mut caller, asked) = begun(address, "content-length: 100").await;
+        let after = if comes { Duration::ZERO } else { Duration::from_secs(3) };
+        clock.advance(Duration::from_secs(3));
+        more.send(b"b").await.unwrap();
+        read_until(&mut caller, "b").await;
+        clock.advance(after);
+        tokio::io::copy(&mut caller, &mut tokio::io::sink()).await.ok();
+        let lines = harness.lines(asked).await;
+        assert!(lines.iter().any(|line| line.contains("request_timeout")), "{lines:?}");
+        assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), ejections);
+    }
 }
 
 #[tokio::test]

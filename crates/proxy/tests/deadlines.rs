@@ -434,6 +434,52 @@ async fn a_deadline_that_is_believed_is_held_against_who_lets_it_pass() {
 }
 
 #[tokio::test]
+async fn a_call_that_still_comes_when_its_time_is_over_has_not_stood_still() {
+    for (comes, opened) in [(true, 0), (false, 1)] {
+        let clock = ManualClock::new();
+        let (go_on, goes_on) = tokio::sync::watch::channel(false);
+        let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
+            let mut goes_on = goes_on.clone();
+            async move {
+                let message = || Bytes::from_static(b"\0\0\0\0\x01a");
+                let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                send.send_data(message(), false).unwrap();
+                goes_on.wait_for(|goes_on| *goes_on).await.unwrap();
+                send.send_data(message(), false).unwrap();
+                poll_fn(|cx| send.poll_reset(cx)).await.ok();
+            }
+        })
+        .await;
+        let mut harness = Harness::at(&clock);
+        harness.service("web", AppProtocol::Grpc, &[up.address]).await;
+        let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+        let accept = v1::Timeouts { caller_deadline: CallerDeadline::Accept.into(), ..Default::default() };
+        let circuit_breaker = Some(breaker());
+        let policy = v1::TrafficPolicy { timeouts: Some(accept), circuit_breaker, ..Default::default() };
+        harness.change([on_web(policy)]).await;
+        let mut client = h2_client(address).await;
+        let mut bodies = Vec::new();
+        for _ in 0..3 {
+            let call = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+            let call = call.header("grpc-timeout", "3S").body(()).unwrap();
+            let (response, _) = client.send_request(call, true).unwrap();
+            let mut body = response.await.unwrap().into_body();
+            body.data().await.unwrap().unwrap();
+            bodies.push(body);
+        }
+        clock.advance(Duration::from_secs(2));
+        go_on.send(true).unwrap();
+        for body in &mut bodies {
+            body.data().await.unwrap().unwrap();
+        }
+        clock.advance(if comes { Duration::ZERO } else { Duration::from_secs(2) });
+        let lines = harness.lines(3).await;
+        assert!(lines.iter().all(|line| line.contains("deadline_exceeded")), "{lines:?}");
+        assert_eq!(harness.metric(BREAKER_CHANGES, &OPENED), opened, "{comes}");
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_done_in_time_is_not_begun() {
     let up = upstream(|got| {
         is_head(got).then(|| {

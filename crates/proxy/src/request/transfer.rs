@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::Cause;
-use meshwork_http1::{KnownName, ResponseHead};
+use meshwork_http1::{BodyLength, KnownName, ResponseHead};
 
 use super::answer;
 use super::attempt::Attempts;
@@ -25,6 +25,8 @@ use crate::upstream::Exchange;
 
 /// Whoever takes nothing for so long may find that its endpoint has given up, however long it has read before.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// An answer of which nothing has come for so long stands still.
+const STILL: Duration = Duration::from_secs(1);
 /// Pauses of a reader that are shorter are part of reading.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -151,6 +153,7 @@ pub(crate) async fn response(
             conn.entry.progress(now);
             if moved {
                 attempts.answer_goes_on(now);
+                passing.reader.came = Some(now);
             }
         }
         passing.reader.turned(is_taken, moved, || conn.worker.now());
@@ -246,6 +249,8 @@ struct Reader {
     was_away: bool,
     /// Its [pauses](PAUSE) before, together.
     paused: Duration,
+    /// When something of the answer came last.
+    came: Option<Tick>,
 }
 
 impl Reader {
@@ -273,8 +278,14 @@ impl Reader {
         self.was_away || pause >= PATIENCE || since.is_some_and(most)
     }
 
+    /// Whether the answer, which has begun at this moment, does not stand still: to be whole in time there is too much of it.
+    fn flows(&self, begun: Option<Tick>, now: Tick) -> bool {
+        let (Some(came), Some(begun)) = (self.came, begun) else { return false };
+        now.since(came) < STILL.min(now.since(begun) / 2)
+    }
+
     /// Whether it is not its endpoint's fault that an answer broke off: that has not got the whole request, or its answer was
-    /// not read. What is our own limit is nobody's fault either where we slow it down, or where nothing need come.
+    /// not read. What is our own limit is nobody's fault either where we slow it down, where nothing need come, or while it comes.
     #[cold]
     fn excuses(
         &self,
@@ -284,13 +295,20 @@ impl Reader {
         attempts: &Attempts<'_>,
         journey: &mut Journey<'_>,
     ) -> bool {
+        let (now, begun) = (journey.conn().worker.now(), attempts.answered());
+        let is_limit_alone = match failure.cause {
+            // Who does not say how much comes may have nothing to say.
+            Cause::StreamIdleTimeout => !matches!(head.body, BodyLength::Known(_)),
+            _ => self.flows(begun, now),
+        };
         if journey.is_grpc() {
-            return false;
+            return failure.fault == Fault::Local && is_limit_alone;
         }
-        let now = journey.conn().worker.now();
-        let is_ours = self.waits.is_some() || shape::is_slowed(journey) || answer::may_be_silent(head);
-        let was_waited_for = self.was_waited_for(attempts.answered(), now);
-        !body.is_sent() || was_waited_for || failure.fault == Fault::Local && is_ours
+        let is_ours = is_limit_alone
+            || self.waits.is_some()
+            || shape::is_slowed(journey)
+            || answer::may_be_silent(head);
+        !body.is_sent() || self.was_waited_for(begun, now) || failure.fault == Fault::Local && is_ours
     }
 }
 
@@ -374,6 +392,16 @@ mod tests {
 
     fn ms(ms: u64) -> Tick {
         Tick::ZERO.after(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn an_answer_flows_until_nothing_has_come_for_a_second_or_half_of_its_time() {
+        let flows = |begun, came, now| Reader { came, ..Reader::default() }.flows(Some(begun), now);
+        assert!(flows(ms(0), Some(ms(5_000)), ms(5_999)) && !flows(ms(0), Some(ms(5_000)), ms(6_000)));
+        assert!(flows(ms(100), Some(ms(201)), ms(300)), "in a short time too");
+        assert!(!flows(ms(100), Some(ms(200)), ms(300)));
+        assert!(!flows(ms(0), None, ms(10)), "nothing has come behind its head");
+        assert!(!flows(ms(0), Some(ms(0)), ms(0)));
     }
 
     #[test]
