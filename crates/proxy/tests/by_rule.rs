@@ -45,8 +45,13 @@ fn opened(harness: &Harness) -> u64 {
 
 /// Begins a stream of events for everybody, and says nothing more.
 async fn quiet() -> SocketAddr {
-    let response = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: hello\n\n";
-    let up = upstream(move |got| is_head(got).then(|| response.to_vec())).await;
+    saying("content-type: text/event-stream").await
+}
+
+/// Begins an answer with this field, and says nothing more.
+async fn saying(field: &'static str) -> SocketAddr {
+    let response = format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\ndata: hello\n\n");
+    let up = upstream(move |got| is_head(got).then(|| response.clone().into_bytes())).await;
     up.address
 }
 
@@ -85,6 +90,19 @@ async fn the_silence_of_which_the_endpoint_s_proxy_tires_first_is_held_against_n
     pair.mesh.clock.advance(minute);
     is_nobodys_fault(&pair).await;
     assert!(pair.inbound.lines(CALLS).await[0].contains("\"stream_idle_timeout\""));
+}
+
+#[tokio::test]
+async fn who_owes_so_many_bytes_and_is_silent_has_failed_whichever_proxy_tires_first() {
+    let minute = Duration::from_secs(60);
+    for settings in [[patient(minute * 5), patient(minute)], [patient(minute), patient(minute * 5)]] {
+        let app = saying("content-length: 100").await;
+        let mut pair = Pair::with(app, AppProtocol::Http1, settings).await;
+        let _callers = listening(&mut pair).await;
+        pair.mesh.clock.advance(minute);
+        pair.outbound.lines(CALLS).await;
+        assert_eq!(opened(&pair.outbound), 1);
+    }
 }
 
 #[tokio::test]

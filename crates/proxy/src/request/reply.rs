@@ -131,15 +131,20 @@ async fn break_off(
         // Who is still there hears nothing but the reset of its stream, and makes this of it.
         journey.record.grpc_status = Some(INTERNAL);
     }
-    if conn.caller.is_some() && is_rule_of_ours(failure) {
+    if conn.caller.is_some() && is_rule_of_ours(failure, response) {
         return down.cancel().await;
     }
     down.break_off().await;
 }
 
-/// Whether it is neither the application that has broken off nor a time of the caller's that is over.
-fn is_rule_of_ours(failure: &Failure) -> bool {
-    failure.fault == Fault::Local && failure.cause != Cause::DeadlineExceeded
+/// Whether it is neither the application that has broken off, or owes so many bytes and is silent, nor a time of the caller's that is over.
+fn is_rule_of_ours(failure: &Failure, response: &ResponseHead) -> bool {
+    let is_held_against = match failure.cause {
+        Cause::DeadlineExceeded => true,
+        Cause::StreamIdleTimeout => matches!(response.body, BodyLength::Known(_)),
+        _ => false,
+    };
+    failure.fault == Fault::Local && !is_held_against
 }
 
 /// Answers with what a policy injects.
