@@ -265,18 +265,79 @@ async fn a_long_answer_s_trial_is_over_when_it_has_gone_on_for_a_while() {
     assert!(exchange(address, GET).await.ends_with("hello"), "though it has not ended");
 }
 
-#[tokio::test]
-async fn a_trial_of_whose_answer_nothing_comes_does_not_keep_others_away_for_ever() {
-    let clock = ManualClock::new();
-    let (up, _more) = staged(3).await;
-    let (harness, address) = to_be_tried(&clock, up).await;
-    let _trial = reading(address).await;
-    let over = async {
-        while harness.metric(CHANGES, &["trials_succeeded"]) == 0 {
+/// Fails until its breaker has opened, and begins to answer from then on with this, and nothing behind it.
+async fn silent_afterwards(response: &'static [u8]) -> SocketAddr {
+    let asked = AtomicUsize::new(0);
+    let up = upstream(move |got| {
+        is_head(got).then(|| if asked.fetch_add(1, Ordering::SeqCst) < 3 { BUSY } else { response }.to_vec())
+    })
+    .await;
+    up.address
+}
+
+/// The next who gets more than a refusal of the breaker.
+async fn next_let_through(address: SocketAddr) -> TcpStream {
+    let asking = async {
+        loop {
+            let mut caller = TcpStream::connect(address).await.unwrap();
+            caller.write_all(GET).await.unwrap();
+            if read_until(&mut caller, "\r\n\r\n").await.starts_with("HTTP/1.1 200") {
+                return caller;
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), over).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_trial_of_whose_answer_nothing_comes_gives_its_place_to_the_next_and_has_not_gone_well() {
+    let clock = ManualClock::new();
+    let (harness, address) = to_be_tried(&clock, silent_afterwards(BEGUN).await).await;
+    let _trial = reading(address).await;
+    let _next = next_let_through(address).await;
+    assert_eq!(harness.metric(CHANGES, &["trials"]), 0, "neither well nor badly");
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"), "one at a time");
+}
+
+#[tokio::test]
+async fn a_trial_whose_answer_may_be_silent_has_gone_well_when_it_has_been_for_long() {
+    let clock = ManualClock::new();
+    let (harness, address) = to_be_tried(&clock, silent_afterwards(EVENTS).await).await;
+    let _trial = reading(address).await;
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"), "it may yet break off");
+    let _next = next_let_through(address).await;
+    assert_eq!(harness.metric(CHANGES, &["trials_succeeded"]), 1);
+}
+
+#[tokio::test]
+async fn the_balancer_waits_for_no_word_of_who_may_be_silent() {
+    let clock = ManualClock::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        is_head(got).then(|| if counted.fetch_add(1, Ordering::SeqCst) == 0 { BUSY } else { EVENTS }.to_vec())
+    })
+    .await;
+    let (other, _) = saying(EVENTS).await;
+    let (harness, address) = gateway_of(Harness::at(&clock), &[up.address, other], None).await;
+    for number in 1.. {
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        caller.write_all(GET).await.unwrap();
+        read_until(&mut caller, "\r\n\r\n").await;
+        drop(caller);
+        harness.lines(number).await;
+        if asked.load(Ordering::SeqCst) > 0 {
+            break;
+        }
+    }
+    // Its rest is over.
+    clock.advance(Duration::from_secs(1));
+    let mut streams = Vec::new();
+    for _ in 0..6 {
+        streams.push(reading(address).await);
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 4, "each has its half of them");
 }
 
 #[tokio::test]

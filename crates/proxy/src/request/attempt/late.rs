@@ -7,13 +7,15 @@
 //! *gRPC.* The head of a call says nothing but that somebody is there; how it went comes with the trailers.
 //!
 //! *Trials.* Others wait for the end of a call that tries an endpoint, or a service. So the head is enough where it is a stream
-//! of gRPC; one of HTTP has [`PATIENCE`], if nothing of it comes.
+//! of gRPC; one of HTTP has [`PATIENCE`], if nothing of it comes. Then it has gone well where it need not say anything, and has said
+//! nothing else: the next one tries.
 
 use std::task::Context;
 use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{Answer, AttemptOutcome, Ticket};
+use meshwork_http1::ResponseHead;
 
 use super::Attempts;
 use crate::error::Failure;
@@ -36,7 +38,13 @@ pub(super) struct Late {
     /// It was well so far, and that was told.
     stands: bool,
     /// When others have waited for long enough. Only trials have one: they are few.
-    patience: Option<Box<Timer>>,
+    patience: Option<Box<Patience>>,
+}
+
+struct Patience {
+    timer: Timer,
+    /// That nothing comes says nothing.
+    may_be_silent: bool,
 }
 
 impl Late {
@@ -56,13 +64,15 @@ impl Attempts<'_> {
     }
 
     /// A good head is there, and more will follow.
-    pub(super) fn answer_begins(&mut self, answer: &Answer, now: Tick) {
+    pub(super) fn answer_begins(&mut self, answer: &Answer, response: &ResponseHead, now: Tick) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
-        cluster.begun(endpoint, answer, now);
+        let may_be_silent = answer::may_be_silent(response);
+        cluster.begun(endpoint, answer, may_be_silent, now);
         let is_trial = self.trial.is_some()
             || self.ticket.as_ref().is_some_and(Ticket::is_trial)
             || self.by_route.as_deref().is_some_and(Ticket::is_trial);
-        let patience = is_trial.then(|| Box::new(self.conn.worker.timers.start(PATIENCE)));
+        let timer = || self.conn.worker.timers.start(PATIENCE);
+        let patience = is_trial.then(|| Box::new(Patience { timer: timer(), may_be_silent }));
         let status = Some(answer.status);
         self.late = Some(Late { took: answer.took, head: now, status, stands: false, patience });
     }
@@ -85,9 +95,22 @@ impl Attempts<'_> {
     #[inline]
     pub(crate) fn poll_patience(&mut self, cx: &mut Context<'_>) {
         let patience = self.late.as_mut().and_then(|late| late.patience.as_mut());
-        if patience.is_some_and(|timer| timer.poll(cx).is_ready()) {
-            self.stands(self.conn.worker.now());
+        if patience.is_some_and(|patience| patience.timer.poll(cx).is_ready()) {
+            self.has_waited();
         }
+    }
+
+    /// Others have waited for long enough.
+    #[cold]
+    fn has_waited(&mut self) {
+        let patience = self.late.as_mut().and_then(|late| late.patience.take());
+        if patience.is_some_and(|patience| patience.may_be_silent) {
+            return self.stands(self.conn.worker.now());
+        }
+        // Whoever hangs behind its head is not well, and may yet be: the next one tries, and what becomes of this is told with its end.
+        self.trial = None;
+        self.ticket.take_if(|ticket| ticket.is_trial());
+        self.by_route.take_if(|ticket| ticket.is_trial());
     }
 
     /// It is well for all that is known. The breaker looks at whole calls: what is no trial is told with its end.

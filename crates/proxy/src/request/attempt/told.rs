@@ -47,7 +47,7 @@ impl Attempts<'_> {
                 // What is given up for another attempt has no end, and a tunnel's is not the answer's.
                 let is_whole = !more || to_repeat || response.tunnel;
                 if answer.outcome == AttemptOutcome::Success && !is_whole {
-                    return self.answer_begins(&answer, now);
+                    return self.answer_begins(&answer, response, now);
                 }
                 answer
             }
