@@ -75,6 +75,24 @@ async fn is_nobodys_fault(pair: &Pair) {
     assert_eq!(opened(&pair.outbound), 0);
 }
 
+/// Time goes on, minute by minute, until all calls have ended.
+async fn time_goes_on(pair: &Pair) {
+    let minutes = async {
+        loop {
+            pair.mesh.clock.advance(MINUTE);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        _ = pair.outbound.lines(CALLS) => {}
+        () = minutes => unreachable!("time has no end"),
+    }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// Longer than any test goes on.
+const LONG: Duration = Duration::from_hours(1_000);
+
 fn patient(stream_idle: Duration) -> Settings {
     let mut settings = Settings::default();
     settings.timeouts.stream_idle = stream_idle;
@@ -83,32 +101,29 @@ fn patient(stream_idle: Duration) -> Settings {
 
 #[tokio::test]
 async fn the_silence_of_which_the_endpoint_s_proxy_tires_first_is_held_against_nobody() {
-    let minute = Duration::from_secs(60);
-    let settings = [patient(minute * 5), patient(minute)];
+    let settings = [patient(LONG), patient(MINUTE)];
     let mut pair = Pair::with(quiet().await, AppProtocol::Http1, settings).await;
     let _callers = listening(&mut pair).await;
-    pair.mesh.clock.advance(minute);
+    time_goes_on(&pair).await;
     is_nobodys_fault(&pair).await;
     assert!(pair.inbound.lines(CALLS).await[0].contains("\"stream_idle_timeout\""));
 }
 
 #[tokio::test]
 async fn who_owes_so_many_bytes_and_is_silent_has_failed_whichever_proxy_tires_first() {
-    let minute = Duration::from_secs(60);
-    for settings in [[patient(minute * 5), patient(minute)], [patient(minute), patient(minute * 5)]] {
+    for settings in [[patient(LONG), patient(MINUTE)], [patient(MINUTE), patient(LONG)]] {
         let app = saying("content-length: 100").await;
         let mut pair = Pair::with(app, AppProtocol::Http1, settings).await;
         let _callers = listening(&mut pair).await;
-        pair.mesh.clock.advance(minute);
-        pair.outbound.lines(CALLS).await;
+        time_goes_on(&pair).await;
         assert_eq!(opened(&pair.outbound), 1);
     }
 }
 
 #[tokio::test]
 async fn what_ends_with_the_identities_of_its_connection_is_held_against_nobody() {
-    let (day, long) = (Duration::from_hours(24), Duration::from_hours(1_000));
-    let mut pair = Pair::with(quiet().await, AppProtocol::Http1, [patient(long), patient(long)]).await;
+    let day = Duration::from_hours(24);
+    let mut pair = Pair::with(quiet().await, AppProtocol::Http1, [patient(LONG), patient(LONG)]).await;
     let _callers = listening(&mut pair).await;
     pair.mesh.clock.advance(day);
     pair.web.renew(pair.mesh.svid("web")).unwrap();

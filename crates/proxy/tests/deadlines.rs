@@ -467,12 +467,13 @@ async fn a_call_that_still_comes_when_its_time_is_over_has_not_stood_still() {
             body.data().await.unwrap().unwrap();
             bodies.push(body);
         }
-        clock.advance(Duration::from_secs(2));
-        go_on.send(true).unwrap();
-        for body in &mut bodies {
-            body.data().await.unwrap().unwrap();
+        if comes {
+            clock.advance(Duration::from_secs(2));
+            go_on.send(true).unwrap();
+            for body in &mut bodies {
+                body.data().await.unwrap().unwrap();
+            }
         }
-        clock.advance(if comes { Duration::ZERO } else { Duration::from_secs(2) });
         let lines = harness.lines(3).await;
         assert!(lines.iter().all(|line| line.contains("deadline_exceeded")), "{lines:?}");
         assert_eq!(harness.metric(BREAKER_CHANGES, &OPENED), opened, "{comes}");
