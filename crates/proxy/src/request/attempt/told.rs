@@ -1,5 +1,7 @@
 //! What is told of an attempt, to balancer, outlier detection and breakers, once it is known how it ended.
 
+use std::time::Duration;
+
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{Answer, AttemptOutcome, Cause, Ticket};
 use meshwork_http1::ResponseHead;
@@ -74,9 +76,7 @@ impl Attempts<'_> {
     /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here. Behind the head of an answer it says so
     /// by CANCEL; and who breaks off when that time is over was told to.
     pub(super) fn is_of_overheard(&self, failure: &Failure, now: Tick) -> bool {
-        let Some(given) = self.overheard else { return false };
-        let has_heard = failure.fault == Fault::Upstream && failure.retry != Retry::NothingSent;
-        has_heard && (failure.is_cancelled || now.since(self.began) >= given)
+        is_of_overheard(self.overheard, failure, now.since(self.began))
     }
 
     pub(super) fn tell(&mut self, answer: &Answer, now: Tick) {
@@ -120,6 +120,13 @@ impl Attempts<'_> {
         (self.trial, self.ticket, self.by_route) = (None, None, None);
         self.late = None;
     }
+}
+
+/// See [`Attempts::is_of_overheard`]. `time`: since the attempt began.
+pub(super) fn is_of_overheard(overheard: Option<Duration>, failure: &Failure, time: Duration) -> bool {
+    let Some(given) = overheard else { return false };
+    let has_heard = failure.fault == Fault::Upstream && failure.retry != Retry::NothingSent;
+    has_heard && (failure.is_cancelled || time >= given)
 }
 
 /// Whether its caller has left while the whole request was its endpoint's. Who owes a part of it has kept the endpoint waiting.
