@@ -26,7 +26,7 @@
 //!
 //! *Trial.* After its rest, and until it answers well, an endpoint gets one request at a time: the next one when that has
 //! ended, or after [`TRIAL`] if nobody has heard of its end. What has been under way for long, as streams are, does not
-//! stand in its way.
+//! stand in its way; nor does a stream of events that has begun.
 //!
 //! *Probes.* Where requests are sent away since the others have too much to do, one that rests is asked now and then, see
 //! `load/probes.rs`.
@@ -207,6 +207,12 @@ impl Load {
         if self.has_failed() {
             self.trial_until.store(now.after(TRIAL).as_nanos(), Ordering::Relaxed);
         }
+    }
+
+    /// Nobody waits for the end of the trial under way: its answer has begun well, and may be silent for as long as it likes. A failure
+    /// still counts in its row.
+    pub(crate) fn lets_next(&self) {
+        self.trial_until.store(0, Ordering::Relaxed);
     }
 
     /// The instance behind the address is another one.

@@ -45,19 +45,25 @@ pub(crate) struct Failure {
     pub(crate) last: Option<Cause>,
     /// Whatever it is, it says nothing about the endpoint: most of the time was spent in a line of ours.
     pub(crate) is_hasty: bool,
+    /// Its endpoint has reset the stream with CANCEL: nothing has broken, it does not go on.
+    pub(crate) is_cancelled: bool,
 }
 
 impl Failure {
     pub(crate) fn upstream(cause: Cause, retry: Retry) -> Self {
-        Self { cause, fault: Fault::Upstream, retry, detail: None, last: None, is_hasty: false }
+        Self::new(cause, Fault::Upstream, retry)
     }
 
     pub(crate) fn downstream(cause: Cause) -> Self {
-        Self { cause, fault: Fault::Downstream, retry: Retry::No, detail: None, last: None, is_hasty: false }
+        Self::new(cause, Fault::Downstream, Retry::No)
     }
 
     pub(crate) fn local(cause: Cause) -> Self {
-        Self { cause, fault: Fault::Local, retry: Retry::No, detail: None, last: None, is_hasty: false }
+        Self::new(cause, Fault::Local, Retry::No)
+    }
+
+    fn new(cause: Cause, fault: Fault, retry: Retry) -> Self {
+        Self { cause, fault, retry, detail: None, last: None, is_hasty: false, is_cancelled: false }
     }
 
     /// What runs is ended by us. A caller in the mesh may do with what is cut off by the end of a drain as if the endpoint
@@ -150,7 +156,8 @@ impl Failure {
             }
         };
         let retry = if began { Retry::No } else { retry };
-        Self::upstream(cause, retry).because(error.to_string())
+        let is_cancelled = error.is_cancelled();
+        Self { is_cancelled, ..Self::upstream(cause, retry) }.because(error.to_string())
     }
 }
 

@@ -5,8 +5,8 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,16 +16,15 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use support::h2::h2_upstream;
 use support::policy::{BUSY, GET, OK, gateway, gateway_of, traffic};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Half of a response, after which its connection ends.
 const HALF: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n<close>";
 /// Half of one that goes on.
 const BEGUN: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhello";
 /// The same of one that does not say how long it is.
-const STREAM: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
 /// The same of a stream of events.
 const EVENTS: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: Text/Event-Stream\r\n\r\ndata: hello\n\n";
 
@@ -43,8 +42,8 @@ async fn saying(response: &'static [u8]) -> (SocketAddr, Arc<AtomicUsize>) {
     (up.address, asked)
 }
 
-/// Resets the stream of every answer in its body.
-async fn resetting() -> (SocketAddr, Arc<AtomicUsize>) {
+/// Resets the stream of every answer in its body, for this reason.
+async fn resetting(reason: h2::Reason) -> (SocketAddr, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&asked);
     let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
@@ -55,7 +54,7 @@ async fn resetting() -> (SocketAddr, Arc<AtomicUsize>) {
             // What h2 has of it leaves before the reset, or with it: both are an answer that is broken off.
             body.reserve_capacity(1);
             tokio::task::yield_now().await;
-            body.send_reset(h2::Reason::INTERNAL_ERROR);
+            body.send_reset(reason);
         }
     })
     .await;
@@ -113,18 +112,21 @@ async fn who_breaks_off_every_answer_is_ejected_as_one_who_does_not_answer() {
 
 #[tokio::test]
 async fn who_resets_every_answer_is_ejected_too() {
-    let ((bad, asked), (good, _)) = (resetting().await, resetting().await);
-    let mut harness = Harness::start(meshwork_proxy::Settings::default());
-    harness.service("web", AppProtocol::Http2, &[bad, good]).await;
-    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-    harness.change([traffic(ejecting_after(3, true))]).await;
-    for _ in 0..20 {
-        exchange(address, GET).await;
+    // Whoever is no proxy of the mesh has no rules that we know of.
+    for reason in [h2::Reason::INTERNAL_ERROR, h2::Reason::CANCEL] {
+        let ((bad, asked), (good, _)) = (resetting(reason).await, resetting(reason).await);
+        let mut harness = Harness::start(meshwork_proxy::Settings::default());
+        harness.service("web", AppProtocol::Http2, &[bad, good]).await;
+        let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+        harness.change([traffic(ejecting_after(3, true))]).await;
+        for _ in 0..20 {
+            exchange(address, GET).await;
+        }
+        // The last one stays, whatever it does.
+        let cause = "consecutive_local_origin_failure";
+        assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &["default/web", cause]), 1);
+        assert!([3, 17].contains(&asked.load(Ordering::SeqCst)), "{asked:?}");
     }
-    // The last one stays, whatever it does.
-    let cause = "consecutive_local_origin_failure";
-    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &["default/web", cause]), 1);
-    assert!([3, 17].contains(&asked.load(Ordering::SeqCst)), "{asked:?}");
 }
 
 #[tokio::test]
@@ -217,6 +219,18 @@ async fn reading(address: SocketAddr) -> TcpStream {
     caller
 }
 
+/// The same, of the endpoint in whose heads this stands, whoever is asked first; how many were asked until then.
+async fn begun(address: SocketAddr, head: &str) -> (TcpStream, usize) {
+    for asked in 1.. {
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        caller.write_all(GET).await.unwrap();
+        if read_until(&mut caller, "hello").await.to_lowercase().contains(head) {
+            return (caller, asked);
+        }
+    }
+    unreachable!("it has its turn")
+}
+
 /// A gateway at a clock before one endpoint that has failed until its breaker opened, and that is to be tried.
 async fn to_be_tried(clock: &ManualClock, endpoint: SocketAddr) -> (Harness, SocketAddr) {
     let mut harness = Harness::at(clock);
@@ -261,18 +275,79 @@ async fn a_long_answer_s_trial_is_over_when_it_has_gone_on_for_a_while() {
     assert!(exchange(address, GET).await.ends_with("hello"), "though it has not ended");
 }
 
-#[tokio::test]
-async fn a_trial_of_whose_answer_nothing_comes_does_not_keep_others_away_for_ever() {
-    let clock = ManualClock::new();
-    let (up, _more) = staged_with(3, STREAM, OK).await;
-    let (harness, address) = to_be_tried(&clock, up).await;
-    let _trial = reading(address).await;
-    let over = async {
-        while harness.metric(CHANGES, &["trials_succeeded"]) == 0 {
+/// Fails until its breaker has opened, and begins to answer from then on with this, and nothing behind it.
+async fn silent_afterwards(response: &'static [u8]) -> SocketAddr {
+    let asked = AtomicUsize::new(0);
+    let up = upstream(move |got| {
+        is_head(got).then(|| if asked.fetch_add(1, Ordering::SeqCst) < 3 { BUSY } else { response }.to_vec())
+    })
+    .await;
+    up.address
+}
+
+/// The next who gets more than a refusal of the breaker.
+async fn next_let_through(address: SocketAddr) -> TcpStream {
+    let asking = async {
+        loop {
+            let mut caller = TcpStream::connect(address).await.unwrap();
+            caller.write_all(GET).await.unwrap();
+            if read_until(&mut caller, "\r\n\r\n").await.starts_with("HTTP/1.1 200") {
+                return caller;
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), over).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), asking).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_trial_of_whose_answer_nothing_comes_gives_its_place_to_the_next_and_has_not_gone_well() {
+    let clock = ManualClock::new();
+    let (harness, address) = to_be_tried(&clock, silent_afterwards(BEGUN).await).await;
+    let _trial = reading(address).await;
+    let _next = next_let_through(address).await;
+    assert_eq!(harness.metric(CHANGES, &["trials"]), 0, "neither well nor badly");
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"), "one at a time");
+}
+
+#[tokio::test]
+async fn a_trial_whose_answer_may_be_silent_has_gone_well_when_it_has_been_for_long() {
+    let clock = ManualClock::new();
+    let (harness, address) = to_be_tried(&clock, silent_afterwards(EVENTS).await).await;
+    let _trial = reading(address).await;
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"), "it may yet break off");
+    let _next = next_let_through(address).await;
+    assert_eq!(harness.metric(CHANGES, &["trials_succeeded"]), 1);
+}
+
+#[tokio::test]
+async fn the_balancer_waits_for_no_word_of_who_may_be_silent() {
+    let clock = ManualClock::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        is_head(got).then(|| if counted.fetch_add(1, Ordering::SeqCst) == 0 { BUSY } else { EVENTS }.to_vec())
+    })
+    .await;
+    let (other, _) = saying(EVENTS).await;
+    let (harness, address) = gateway_of(Harness::at(&clock), &[up.address, other], None).await;
+    for number in 1.. {
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        caller.write_all(GET).await.unwrap();
+        read_until(&mut caller, "\r\n\r\n").await;
+        drop(caller);
+        harness.lines(number).await;
+        if asked.load(Ordering::SeqCst) > 0 {
+            break;
+        }
+    }
+    // Its rest is over.
+    clock.advance(Duration::from_secs(1));
+    let mut streams = Vec::new();
+    for _ in 0..6 {
+        streams.push(reading(address).await);
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 4, "each has its half of them");
 }
 
 #[tokio::test]
@@ -363,16 +438,7 @@ async fn an_answer_that_breaks_off_after_it_was_taken_for_well_is_one_failure_mo
     harness.service("web", AppProtocol::Http1, &[up, good]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     harness.change([traffic(ejecting_after(1, true))]).await;
-    let mut caller = TcpStream::connect(address).await.unwrap();
-    // Either is the first.
-    loop {
-        caller.write_all(GET).await.unwrap();
-        let begun = read_until(&mut caller, "hello").await;
-        if begun.to_lowercase().contains("content-length: 100") {
-            break;
-        }
-        caller = TcpStream::connect(address).await.unwrap();
-    }
+    let (mut caller, _) = begun(address, "content-length: 100").await;
     clock.advance(Duration::from_secs(1));
     more.send(b"b").await.unwrap();
     read_until(&mut caller, "b").await;
@@ -400,6 +466,111 @@ async fn who_stands_still_in_an_answer_until_its_time_is_over_has_failed_but_not
         }
         assert_eq!(asked.load(Ordering::SeqCst), 1);
         assert!(harness.lines(2).await.iter().any(|line| line.contains("request_timeout")));
+        assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), ejections);
+    }
+}
+
+/// Begins to answer with far more than anybody holds, as fast as it is read, and breaks off when it is told. How much has been taken of it.
+async fn vast(
+    head: &'static str,
+    piece: &'static [u8],
+) -> (SocketAddr, oneshot::Sender<()>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, mut stopped) = oneshot::channel();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&taken);
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        read_until(&mut tcp, "\r\n\r\n").await;
+        tcp.write_all(head.as_bytes()).await.unwrap();
+        while stopped.try_recv().is_err() {
+            tcp.write_all(piece).await.unwrap();
+            counted.fetch_add(piece.len(), Ordering::SeqCst);
+        }
+    });
+    (address, stop, taken)
+}
+
+/// A large answer, by pieces as they are sent, to a caller who reads steadily, but slower than it could come.
+async fn is_broken_off_behind_a_slow_reader(head: &'static str, piece: &'static [u8]) {
+    let clock = ManualClock::new();
+    let ((vast, stop, taken), (good, _)) = (vast(head, piece).await, saying(OK).await);
+    let (harness, address) =
+        gateway_of(Harness::at(&clock), &[vast, good], Some(ejecting_after(1, true))).await;
+    let (mut caller, asked) = begun(address, "x-vast").await;
+    let mut read = vec![0; 1 << 16];
+    for _ in 0..16 {
+        // More of it comes up behind what has been read.
+        let before = taken.load(Ordering::SeqCst);
+        while taken.load(Ordering::SeqCst) < before + (1 << 20) {
+            caller.read_exact(&mut read).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        clock.advance(Duration::from_millis(400));
+    }
+    stop.send(()).unwrap();
+    tokio::io::copy(&mut caller, &mut tokio::io::sink()).await.ok();
+    harness.lines(asked).await;
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), 1, "{head}");
+}
+
+#[tokio::test]
+async fn who_reads_slower_than_its_endpoint_could_send_does_not_excuse_that_it_breaks_off() {
+    static PIECE: [u8; 1 << 16] = [b'x'; 1 << 16];
+    static CHUNK: LazyLock<Vec<u8>> = LazyLock::new(|| [b"10000\r\n", &PIECE[..], b"\r\n"].concat());
+    let known = "HTTP/1.1 200 OK\r\nx-vast: 1\r\ncontent-length: 1000000000000\r\n\r\nhello";
+    is_broken_off_behind_a_slow_reader(known, &PIECE).await;
+    let chunked = "HTTP/1.1 200 OK\r\nx-vast: 1\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    is_broken_off_behind_a_slow_reader(chunked, &CHUNK).await;
+}
+
+/// Ejects at the first failure, and waits for so long for what comes next.
+fn tiring(stream_idle_ms: u32) -> v1::TrafficPolicy {
+    let timeouts = Some(v1::Timeouts { stream_idle_ms, ..Default::default() });
+    v1::TrafficPolicy { timeouts, ..ejecting_after(1, true) }
+}
+
+#[tokio::test]
+async fn who_owes_no_number_of_bytes_may_be_silent_and_who_does_may_not() {
+    const WATCH: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    const CLOSES: &[u8] = b"HTTP/1.1 200 OK\r\n\r\nhello";
+    for (response, ejections) in [(BEGUN, 1), (WATCH, 0), (CLOSES, 0)] {
+        let clock = ManualClock::new();
+        let (silent, good) = (saying(response).await.0, saying(response).await.0);
+        let harness = Harness::at(&clock);
+        let (harness, address) = gateway_of(harness, &[silent, good], Some(tiring(10_000))).await;
+        let _caller = reading(address).await;
+        let time_goes_on = async {
+            loop {
+                clock.advance(Duration::from_secs(10));
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let line = tokio::select! {
+            mut lines = harness.lines(1) => lines.remove(0),
+            () = time_goes_on => unreachable!("time has no end"),
+        };
+        assert!(line.contains("stream_idle_timeout"), "{line}");
+        assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), ejections);
+    }
+}
+
+#[tokio::test]
+async fn what_still_comes_when_its_time_is_over_has_not_stood_still() {
+    for (comes, ejections) in [(true, 0), (false, 1)] {
+        let clock = ManualClock::new();
+        let ((up, more), (good, _)) = (staged(0).await, saying(OK).await);
+        let (harness, address) = gateway_of(Harness::at(&clock), &[up, good], Some(impatient(3_000))).await;
+        let (mut caller, asked) = begun(address, "content-length: 100").await;
+        if comes {
+            clock.advance(Duration::from_secs(3));
+            more.send(b"b").await.unwrap();
+            read_until(&mut caller, "b").await;
+        }
+        tokio::io::copy(&mut caller, &mut tokio::io::sink()).await.ok();
+        let lines = harness.lines(asked).await;
+        assert!(lines.iter().any(|line| line.contains("request_timeout")), "{lines:?}");
         assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), ejections);
     }
 }

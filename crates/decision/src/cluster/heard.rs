@@ -49,9 +49,12 @@ impl Cluster {
     }
 
     /// The head of an attempt's answer is there, and is good: how long it took is known, and that the endpoint is there.
-    /// Whether the answer is, its end says: see [`Self::ended`].
-    pub fn begun(&self, endpoint: &Endpoint, answer: &Answer, now: Tick) {
+    /// Whether the answer is, its end says: see [`Self::ended`]. `may_be_silent`: that may be long in coming, and nothing before it.
+    pub fn begun(&self, endpoint: &Endpoint, answer: &Answer, may_be_silent: bool, now: Tick) {
         endpoint.stats.load.answered(answer.took, now);
+        if may_be_silent {
+            endpoint.stats.load.lets_next();
+        }
         self.is_answered(answer, now);
     }
 

@@ -169,6 +169,18 @@ fn rests_grow_with_failures_in_a_row_and_end_with_a_good_answer() {
 }
 
 #[test]
+fn who_may_be_silent_behind_its_head_keeps_nobody_waiting_and_ends_no_row() {
+    let load = Load::default();
+    load.record(&failed(1), at(0));
+    load.picked(at(100));
+    assert!(load.is_tried(at(100)));
+    load.lets_next();
+    assert!(!load.is_passed_by(at(100)));
+    load.record(&failed(1), at(100));
+    assert!(load.fails(at(100)), "the second in a row");
+}
+
+#[test]
 fn failures_of_requests_sent_before_the_rest_change_nothing() {
     let load = Load::default();
     for i in 0..20 {

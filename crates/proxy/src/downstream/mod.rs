@@ -116,6 +116,15 @@ impl Down<'_> {
         self.abort();
     }
 
+    /// The same where it is a rule of ours that ends the response: a caller in the mesh takes CANCEL for that, and holds it against nobody.
+    pub(crate) async fn cancel(&mut self) {
+        self.let_leave().await;
+        match self {
+            Self::H1(server) => server.abort(),
+            Self::H2(stream) => stream.reset(::h2::Reason::CANCEL),
+        }
+    }
+
     async fn let_leave(&mut self) {
         if let Self::H2(stream) = self
             && stream.has_begun()

@@ -112,6 +112,12 @@ impl StreamError {
             || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
     }
 
+    /// The peer has reset the stream, and says that nothing has broken.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        let Self::Http2(error) = self else { return false };
+        error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::CANCEL)
+    }
+
     /// The peer spoke, and it was no HTTP.
     pub(crate) fn is_protocol(&self) -> bool {
         match self {

@@ -72,8 +72,8 @@ pub(crate) struct Attempts<'a> {
     by_route: Option<Box<Ticket>>,
     /// The head of the response was good, and its end will say what became of it.
     late: Option<Late>,
-    /// The endpoint hears a deadline of a caller who is not believed.
-    overheard: bool,
+    /// The endpoint hears this deadline of a caller who is not believed.
+    overheard: Option<Duration>,
     /// What the application calls for the sake of this request has no more time than it.
     in_hand: Option<Box<kin::InHand>>,
     /// It is sent however few calls succeed.
@@ -117,7 +117,7 @@ impl<'a> Attempts<'a> {
             ticket: None,
             by_route: None,
             late: None,
-            overheard: false,
+            overheard: None,
             in_hand: None,
             matters: matters(conn, &target, head),
             is_let_through: false,
@@ -137,7 +137,7 @@ impl<'a> Attempts<'a> {
         deadlines: &Deadlines,
         journey: &Journey<'_>,
     ) -> Result<(), Failure> {
-        self.overheard = deadline::is_overheard(self.conn, &self.target, fields);
+        self.overheard = deadline::overheard(self.conn, &self.target, fields);
         let Some(rest) = self.rest(deadlines) else { return Ok(()) };
         deadline::tell(fields, &self.target, rest, journey.is_grpc())?;
         if let (Target::App { .. }, Some(end)) = (self.target, deadlines.end()) {

@@ -233,10 +233,11 @@ fn believes(conn: &Conn, timeouts: &Timeouts) -> bool {
     !matches!(conn.place, Place::Gateway(_)) || timeouts.believes_callers
 }
 
-/// Whether the next hop hears a deadline of a caller who is not believed here. That it is over says nothing about
+/// The deadline of a caller who is not believed here, where the next hop hears of it. That it is over says nothing about
 /// whoever is called.
-pub(crate) fn is_overheard(conn: &Conn, target: &Target<'_>, fields: &Fields) -> bool {
-    fields.known(KnownName::GrpcTimeout).is_some() && !believes(conn, &target.timeouts())
+pub(crate) fn overheard(conn: &Conn, target: &Target<'_>, fields: &Fields) -> Option<Duration> {
+    let given = fields.known(KnownName::GrpcTimeout).filter(|_| !believes(conn, &target.timeouts()))?;
+    Some(read_grpc_timeout(given).unwrap_or(Duration::MAX))
 }
 
 /// Refuses what cannot be done in time: nothing is left, or less than the fastest answer of late took. `caller`: what it gives, and

@@ -54,6 +54,8 @@ pub(crate) struct Journey<'c> {
     is_noted: bool,
     /// The deadline that its caller has set is one that the caller counts itself.
     pub(crate) has_timer: bool,
+    /// The endpoint's proxy has ended its call of gRPC, since it stops.
+    pub(crate) was_drained: bool,
     made: Made,
     finished: bool,
 }
@@ -116,6 +118,7 @@ impl<'c> Journey<'c> {
             phase: Phase::Head,
             is_noted: false,
             has_timer: false,
+            was_drained: false,
             made: Made { trace: is_of_ours, id: false },
             finished: false,
         }

@@ -115,7 +115,7 @@ impl Original<'_> {
             is_grpc: journey.is_grpc(),
             hash,
             end: self.end,
-            overheard: deadline::is_overheard(self.conn, self.target, &self.head.fields),
+            overheard: deadline::overheard(self.conn, self.target, &self.head.fields).is_some(),
             timeouts: policy.timeouts(Some(cluster)),
             announcement: announced(self.conn, cluster),
             cluster: Arc::clone(cluster),

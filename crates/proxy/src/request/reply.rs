@@ -15,7 +15,7 @@ use super::{overload, shape};
 use crate::connections::Order;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
-use crate::error::{Failure, Retry};
+use crate::error::{Failure, Fault, Retry};
 use crate::http::stream::StreamError;
 
 /// Whether the caller speaks gRPC and must be answered in its terms.
@@ -132,7 +132,20 @@ async fn break_off(
         // Who is still there hears nothing but the reset of its stream, and makes this of it.
         journey.record.grpc_status = Some(INTERNAL);
     }
+    if conn.caller.is_some() && is_rule_of_ours(failure, response) {
+        return down.cancel().await;
+    }
     down.break_off().await;
+}
+
+/// Whether it is neither the application that has broken off, or owes so many bytes and is silent, nor a time of the caller's that is over.
+fn is_rule_of_ours(failure: &Failure, response: &ResponseHead) -> bool {
+    let is_held_against = match failure.cause {
+        Cause::DeadlineExceeded => true,
+        Cause::StreamIdleTimeout => matches!(response.body, BodyLength::Known(_)),
+        _ => false,
+    };
+    failure.fault == Fault::Local && !is_held_against
 }
 
 /// Answers with what a policy injects.
@@ -207,6 +220,12 @@ fn grpc_trailers(cause: Cause, code: u8) -> Fields {
     fields.push_known(KnownName::GrpcStatus, code.to_string()).expect("a number is a field value");
     fields.push("grpc-message", cause.as_str()).expect("a cause is a field value");
     fields
+}
+
+/// Whether a proxy of the mesh has ended a call of gRPC with the end of its drain: that is no fault of who answered it.
+pub(crate) fn is_of_drain(trailers: &Fields) -> bool {
+    trailers.known(KnownName::GrpcStatus) == Some(UNAVAILABLE.to_string().as_bytes())
+        && trailers.get("grpc-message") == Some(Cause::Draining.as_str().as_bytes())
 }
 
 /// What gRPC's libraries call the `INTERNAL_ERROR` by which a stream is broken off.

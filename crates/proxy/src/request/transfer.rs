@@ -5,9 +5,9 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use meshwork_base::Tick;
+use meshwork_base::{Clock, Tick};
 use meshwork_decision::Cause;
-use meshwork_http1::{KnownName, ResponseHead};
+use meshwork_http1::{BodyLength, KnownName, ResponseHead};
 
 use super::answer;
 use super::attempt::Attempts;
@@ -15,7 +15,7 @@ use super::body::{RequestBody, Side};
 use super::bulk::{Bulk, Moved};
 use super::deadline::Deadlines;
 use super::journey::Journey;
-use super::shape;
+use super::{reply, shape};
 use crate::connections::{Order, Phase};
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -23,8 +23,12 @@ use crate::error::{Failure, Fault};
 use crate::http::stream::{Frame, StreamError};
 use crate::upstream::Exchange;
 
-/// Whoever takes nothing for so long may find that its endpoint has given up: none does sooner.
+/// Whoever takes nothing for so long may find that its endpoint has given up, however long it has read before.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// An answer of which nothing has come for so long stands still.
+const STILL: Duration = Duration::from_secs(1);
+/// Pauses of a reader that are shorter are part of reading.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What interrupts an exchange from outside: its time, the caller leaving, the process stopping.
 pub(crate) fn poll_interrupted(
@@ -159,16 +163,19 @@ pub(crate) async fn response(
     let mut passing = Passing { ended, request_open, bulk: Bulk::default(), reader: Reader::default() };
     let moved = poll_fn(|cx| {
         let before = (body.received, journey.record.bytes_sent);
-        if passing.turn(cx, &mut exchange, down, body, attempts, journey)? {
+        let Some(is_taken) = passing.turn(cx, &mut exchange, down, body, attempts, journey)? else {
             return Poll::Ready(Ok(()));
-        }
-        if before != (body.received, journey.record.bytes_sent) {
+        };
+        let moved = before.1 != journey.record.bytes_sent;
+        if moved || before.0 != body.received {
             let now = conn.worker.now();
             conn.entry.progress(now);
-            if before.1 != journey.record.bytes_sent {
+            if moved {
                 attempts.answer_goes_on(now);
+                passing.reader.came = Some(now);
             }
         }
+        passing.reader.turned(is_taken, moved, || conn.worker.now());
         attempts.poll_patience(cx);
         poll_under_way(cx, journey, down, deadlines).map(Err)
     })
@@ -178,9 +185,10 @@ pub(crate) async fn response(
         Ok(()) if body.is_sent() => exchange.finish(conn.worker.now()),
         Ok(()) => exchange.abort(),
         Err(failure) => {
+            let by_rule = exchange.is_ended_by_rule(&failure, conn.worker.shared.clock.wall());
             let mut failure = deadlines.or_over(failure);
+            failure.is_hasty |= by_rule || passing.reader.excuses(&failure, body, head, attempts, journey);
             exchange.abort();
-            failure.is_hasty |= passing.reader.excuses(&failure, body, head, journey);
             // What has come whole is whole, whoever has left before it was read.
             let ended = if passing.ended { Ok(()) } else { Err(&failure) };
             attempts.ended(ended, journey.record.grpc_status);
@@ -201,7 +209,7 @@ struct Passing {
 }
 
 impl Passing {
-    /// Moves what there is and what there is room for; true: all of it has been moved.
+    /// Moves what there is and what there is room for: whether its caller has taken that. `None`: all of it has been moved.
     #[inline]
     fn turn(
         &mut self,
@@ -211,7 +219,7 @@ impl Passing {
         body: &mut RequestBody<'_>,
         attempts: &mut Attempts<'_>,
         journey: &mut Journey<'_>,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Option<bool>, Failure> {
         let is_taken = loop {
             if self.request_open && body.poll_pump(cx, down, exchange).is_err() {
                 // The response goes on without it; the connection cannot be used again.
@@ -221,9 +229,10 @@ impl Passing {
                 || poll_response(cx, exchange, down, &mut self.ended, &mut self.bulk, journey)?;
             if self.ended {
                 // However long its caller takes to read what is here.
-                attempts.ended(Ok(()), journey.record.grpc_status);
+                let drained = journey.was_drained.then(|| Failure::local(Cause::Draining));
+                attempts.ended(drained.as_ref().map_or(Ok(()), Err), journey.record.grpc_status);
                 if flushed {
-                    return Ok(true);
+                    return Ok(None);
                 }
             }
             if flushed && self.bulk.takes_over(exchange, down, journey) {
@@ -231,7 +240,7 @@ impl Passing {
                     Moved::All => {
                         attempts.ended(Ok(()), journey.record.grpc_status);
                         down.end(None);
-                        return Ok(true);
+                        return Ok(None);
                     }
                     Moved::Some => break !self.bulk.is_under_way(),
                 }
@@ -246,46 +255,79 @@ impl Passing {
                 break is_taken;
             }
         };
-        self.reader.takes(is_taken, || journey.conn().worker.now());
-        Ok(false)
+        Ok(Some(is_taken))
     }
 }
 
 /// Who does not read what there is keeps its endpoint waiting, and no endpoint waits for ever.
 #[derive(Default)]
 struct Reader {
-    /// Since when it has taken nothing.
+    /// Since when it has taken nothing of what there is.
     waits: Option<Tick>,
     /// It has taken nothing for [`PATIENCE`] before.
     was_away: bool,
+    /// Its [pauses](PAUSE) before, together.
+    paused: Duration,
+    /// When something of the answer came last.
+    came: Option<Tick>,
 }
 
 impl Reader {
-    fn takes(&mut self, is_taken: bool, now: impl FnOnce() -> Tick) {
+    /// It has taken all that there was, or not; and something of it, since more has come up behind that.
+    fn turned(&mut self, is_taken: bool, moved: bool, now: impl Fn() -> Tick) {
+        if (is_taken || moved)
+            && let Some(since) = self.waits.take()
+        {
+            let pause = now().since(since);
+            self.was_away |= pause >= PATIENCE;
+            self.paused += if pause >= PAUSE { pause } else { Duration::ZERO };
+        }
         if !is_taken {
             self.waits.get_or_insert_with(now);
-        } else if let Some(since) = self.waits.take() {
-            self.was_away |= now().since(since) >= PATIENCE;
         }
     }
 
+    /// Whether whoever has waited for it, since this moment, has waited for so long that it may have given up.
+    fn was_waited_for(&self, since: Option<Tick>, now: Tick) -> bool {
+        let pause = self.waits.map_or(Duration::ZERO, |since| now.since(since));
+        let most = |begun: Tick| {
+            let paused = self.paused + pause;
+            paused >= PAUSE && paused > now.since(begun) / 2
+        };
+        self.was_away || pause >= PATIENCE || since.is_some_and(most)
+    }
+
+    /// Whether the answer, which has begun at this moment, does not stand still: to be whole in time there is too much of it.
+    fn flows(&self, begun: Option<Tick>, now: Tick) -> bool {
+        let (Some(came), Some(begun)) = (self.came, begun) else { return false };
+        now.since(came) < STILL.min(now.since(begun) / 2)
+    }
+
     /// Whether it is not its endpoint's fault that an answer broke off: that has not got the whole request, or its answer was
-    /// not read. What is our own limit is nobody's fault either where we slow it down, or where nothing need come.
+    /// not read. What is our own limit is nobody's fault either where we slow it down, where nothing need come, or while it comes.
     #[cold]
     fn excuses(
         &self,
         failure: &Failure,
         body: &RequestBody<'_>,
         head: &ResponseHead,
+        attempts: &Attempts<'_>,
         journey: &mut Journey<'_>,
     ) -> bool {
+        let (now, begun) = (journey.conn().worker.now(), attempts.answered());
+        let is_limit_alone = match failure.cause {
+            // Who does not say how much comes may have nothing to say.
+            Cause::StreamIdleTimeout => !matches!(head.body, BodyLength::Known(_)),
+            _ => self.flows(begun, now),
+        };
         if journey.is_grpc() {
-            return false;
+            return failure.fault == Fault::Local && is_limit_alone;
         }
-        let now = journey.conn().worker.now();
-        let is_away = self.was_away || self.waits.is_some_and(|since| now.since(since) >= PATIENCE);
-        let is_ours = self.waits.is_some() || shape::is_slowed(journey) || answer::may_be_silent(head);
-        !body.is_sent() || is_away || failure.fault == Fault::Local && is_ours
+        let is_ours = is_limit_alone
+            || self.waits.is_some()
+            || shape::is_slowed(journey)
+            || answer::may_be_silent(head);
+        !body.is_sent() || self.was_waited_for(begun, now) || failure.fault == Fault::Local && is_ours
     }
 }
 
@@ -338,6 +380,7 @@ fn poll_ready_frame(
         Poll::Ready(Ok(Frame::End(trailers))) => {
             if let Some(trailers) = &trailers {
                 journey.grpc_status(trailers.known(KnownName::GrpcStatus));
+                journey.was_drained = exchange.is_in_mesh() && reply::is_of_drain(trailers);
             }
             down.end(trailers);
             *ended = true;
@@ -350,5 +393,65 @@ fn poll_ready_frame(
             Err(Failure::of_upstream(&error, true, false))
         }
         Poll::Pending => Ok(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reader, of an answer that begins at 0, for whom more has come up at these moments, in milliseconds, and who never takes all.
+    fn behind(moved: &[u64]) -> Reader {
+        let mut reader = Reader::default();
+        for at in moved {
+            reader.turned(false, true, || ms(*at));
+        }
+        reader
+    }
+
+    fn ms(ms: u64) -> Tick {
+        Tick::ZERO.after(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn an_answer_flows_until_nothing_has_come_for_a_second_or_half_of_its_time() {
+        let flows = |begun, came, now| Reader { came, ..Reader::default() }.flows(Some(begun), now);
+        assert!(flows(ms(0), Some(ms(5_000)), ms(5_999)) && !flows(ms(0), Some(ms(5_000)), ms(6_000)));
+        assert!(flows(ms(100), Some(ms(201)), ms(300)), "in a short time too");
+        assert!(!flows(ms(100), Some(ms(200)), ms(300)));
+        assert!(!flows(ms(0), None, ms(10)), "nothing has come behind its head");
+        assert!(!flows(ms(0), Some(ms(0)), ms(0)));
+    }
+
+    #[test]
+    fn who_reads_slowly_has_kept_nobody_waiting() {
+        let steady: Vec<u64> = (0..20).map(|turn| turn * 900).collect();
+        let reader = behind(&steady);
+        assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(20 * 900)));
+        assert!(!Reader::default().was_waited_for(Some(Tick::ZERO), ms(60_000)), "there was nothing to read");
+    }
+
+    #[test]
+    fn who_has_read_nothing_for_long_has_kept_an_endpoint_waiting_whatever_was_before() {
+        let steady: Vec<u64> = (0..40).map(|turn| turn * 900).collect();
+        let mut reader = behind(&steady);
+        let last = 39 * 900;
+        assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(last + 4_999)));
+        assert!(reader.was_waited_for(Some(Tick::ZERO), ms(last + 5_000)));
+        reader.turned(true, true, || ms(last + 5_000));
+        assert!(reader.was_waited_for(Some(Tick::ZERO), ms(last + 60_000)), "it may have given up then");
+    }
+
+    #[test]
+    fn who_has_read_nothing_for_most_of_the_time_has_kept_it_waiting_too() {
+        let reader = behind(&[0]);
+        assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(999)));
+        assert!(reader.was_waited_for(Some(Tick::ZERO), ms(1_000)));
+        let mut reader = behind(&[0, 900, 1_800]);
+        assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(3_600)), "half of it");
+        assert!(reader.was_waited_for(Some(Tick::ZERO), ms(3_602)));
+        reader.turned(true, true, || ms(3_602));
+        assert!(reader.was_waited_for(Some(Tick::ZERO), ms(3_602)), "in pauses that are over, too");
+        assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(10_000)));
     }
 }

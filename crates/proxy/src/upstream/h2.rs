@@ -74,6 +74,9 @@ pub(super) fn patience(round_trip: Duration) -> Duration {
     round_trip.saturating_mul(3).clamp(SETTINGS, FAR)
 }
 
+/// So long before an SVID of its handshake expires a connection may end by that: its peer looks when it does, and by its own clock.
+const SKEW: Duration = Duration::from_secs(2);
+
 /// Why a connection that leads nowhere has ended.
 const SILENT: &str = "no answer to a PING within 5 s: the connection leads nowhere";
 
@@ -279,6 +282,11 @@ impl H2Connection {
         self.task.abort();
         self.pings.over();
         self.room.call();
+    }
+
+    /// Whether it has ended, if it has, with an SVID of its handshake: here or at its peer, and by no fault of whoever it led to.
+    fn has_run_out(&self, wall: Duration) -> bool {
+        self.svid.as_ref().is_some_and(|svid| wall.saturating_add(SKEW) >= svid.ends)
     }
 
     /// The key of the handshake that becomes an extended CONNECT here; `None`: the request does not ask for a change
@@ -524,6 +532,16 @@ impl H2Exchange {
     /// How long it takes there and back.
     pub(crate) fn round_trip(&self) -> Duration {
         self.stream.connection.open.round_trip
+    }
+
+    /// Who it is with has proven to be of the mesh.
+    pub(crate) fn is_in_mesh(&self) -> bool {
+        self.stream.connection.svid.is_some()
+    }
+
+    /// See [`H2Connection::has_run_out`].
+    pub(crate) fn has_run_out(&self, wall: Duration) -> bool {
+        self.stream.connection.has_run_out(wall)
     }
 
     /// See [`super::Exchange::ran_out`].

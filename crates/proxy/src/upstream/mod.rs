@@ -28,6 +28,7 @@ use http::Method;
 use meshwork_base::Tick;
 use meshwork_http1::{BodyLength, Fields, Limits, ResponseHead};
 
+use crate::error::{Failure, Fault};
 use crate::http::stream::{Frame, StreamError};
 use h1::H1Client;
 use h2::H2Exchange;
@@ -87,6 +88,22 @@ impl Exchange {
             Self::H1 { client, .. } => client.born(),
             Self::H2(exchange) => exchange.born(),
         }
+    }
+
+    /// Whether its break says nothing of its endpoint: in the mesh a proxy that ends an answer by a rule of its own says CANCEL, and a
+    /// connection does not outlast the identities that it began with. `wall`: since the Unix epoch.
+    pub(crate) fn is_ended_by_rule(&self, broken: &Failure, wall: Duration) -> bool {
+        match self {
+            Self::H2(exchange) if broken.fault == Fault::Upstream => {
+                broken.is_cancelled && exchange.is_in_mesh() || exchange.has_run_out(wall)
+            }
+            Self::H1 { .. } | Self::H2(_) => false,
+        }
+    }
+
+    /// It is with a proxy of the mesh.
+    pub(crate) fn is_in_mesh(&self) -> bool {
+        matches!(self, Self::H2(exchange) if exchange.is_in_mesh())
     }
 
     /// The time of its request was over, and nothing of a response has come since this moment. Perhaps its connection leads

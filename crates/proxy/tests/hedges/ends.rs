@@ -60,6 +60,27 @@ async fn a_second_answer_that_is_to_be_repeated_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_second_one_that_keeps_a_stranger_s_deadline_has_not_failed() {
+    const OVER: &[u8] = b"HTTP/1.1 200 OK\r\ngrpc-status: 4\r\ncontent-length: 0\r\n\r\n";
+    const FINE: &[u8] = b"HTTP/1.1 200 OK\r\ngrpc-status: 0\r\ncontent-length: 4\r\n\r\nwell";
+    for (timeout, ejections) in [("", 1), ("Grpc-Timeout: 1H\r\n", 0)] {
+        let legs = Legs::of(2).await;
+        let edge = edge(AppProtocol::Http1, &legs.addresses, ejecting(after(50))).await;
+        let address = edge.address;
+        let call = "GET / HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\nConnection: close\r\n";
+        let call = format!("{call}{timeout}\r\n");
+        let caller = tokio::spawn(async move { exchange(address, call.as_bytes()).await });
+        legs.both_asked().await;
+        legs.say(SECOND, OVER);
+        edge.counted("failed", 1).await;
+        legs.say(FIRST, FINE);
+        assert!(caller.await.unwrap().ends_with("well"));
+        let ejected = edge.harness.metric("meshwork_endpoint_ejections_total", &["consecutive_5xx"]);
+        assert_eq!(ejected, ejections, "{timeout}");
+    }
+}
+
+#[tokio::test]
 async fn an_interim_answer_of_the_second_one_is_none() {
     const HINTS: &[u8] = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n\
         HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate";

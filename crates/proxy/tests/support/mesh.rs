@@ -200,12 +200,17 @@ pub struct Pair {
 
 impl Pair {
     pub async fn start(app: SocketAddr, protocol: AppProtocol) -> Self {
+        Self::with(app, protocol, [Settings::default(), Settings::default()]).await
+    }
+
+    /// The same with settings of the caller's proxy, and of the application's.
+    pub async fn with(app: SocketAddr, protocol: AppProtocol, [callers, apps]: [Settings; 2]) -> Self {
         let mesh = TestMesh::new();
         let (web, reviews) = (mesh.identity("web"), mesh.identity("reviews"));
-        let mut inbound = mesh.proxy(&reviews, None, Settings::default());
+        let mut inbound = mesh.proxy(&reviews, None, apps);
         inbound.change([mesh.bundle(1, &[]), serving(&reviews.id(), "reviews", app, protocol)]).await;
         let peer = inbound.engine.listen(Side::Inbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let mut outbound = mesh.proxy(&web, None, Settings::default());
+        let mut outbound = mesh.proxy(&web, None, callers);
         outbound
             .change([mesh.bundle(1, &[])].into_iter().chain(service_at("reviews", &reviews.id(), peer)))
             .await;

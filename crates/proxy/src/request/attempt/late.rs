@@ -8,15 +8,15 @@
 //! *gRPC.* The head of a call says nothing but that somebody is there; how it went comes with the trailers.
 //!
 //! *Trials.* Others wait for the end of a call that tries an endpoint, or a service. So the head is enough where it is a stream
-//! of gRPC; one of HTTP has [`PATIENCE`], if nothing of it comes. Nobody knows how long a stream may be silent; of one that says how
-//! long it is nothing is known by then, and another one tries.
+//! of gRPC; one of HTTP has [`PATIENCE`], if nothing of it comes. Then it has gone well where it need not say anything, and has said
+//! nothing else: the next one tries.
 
 use std::task::Context;
 use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{Answer, AttemptOutcome, Ticket};
-use meshwork_http1::{KnownName, ResponseHead};
+use meshwork_http1::ResponseHead;
 
 use super::Attempts;
 use crate::error::{Failure, Fault};
@@ -42,10 +42,14 @@ pub(super) struct Late {
     came: Option<Tick>,
     /// It was well so far, and that was told.
     stands: bool,
-    /// It has said how long it is: it is no stream that may be silent.
-    is_bounded: bool,
     /// When others have waited for long enough. Only trials have one: they are few.
-    patience: Option<Box<Timer>>,
+    patience: Option<Box<Patience>>,
+}
+
+struct Patience {
+    timer: Timer,
+    /// That nothing comes says nothing.
+    may_be_silent: bool,
 }
 
 impl Late {
@@ -62,39 +66,24 @@ impl Late {
 impl Attempts<'_> {
     /// The head of a call of gRPC is there, of which the trailers will say how it went.
     pub(super) fn call_begins(&mut self, took: Duration, now: Tick) {
-        let late = Late {
-            took,
-            head: now,
-            status: None,
-            came: None,
-            stands: false,
-            is_bounded: false,
-            patience: None,
-        };
+        let late = Late { took, head: now, status: None, came: None, stands: false, patience: None };
         // Nobody else waits to try what answers, however long its stream lasts.
         self.settle(&late.well(), now);
         self.late = Some(late);
     }
 
     /// A good head is there, and more will follow.
-    pub(super) fn answer_begins(&mut self, response: &ResponseHead, answer: &Answer, now: Tick) {
+    pub(super) fn answer_begins(&mut self, answer: &Answer, response: &ResponseHead, now: Tick) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
-        cluster.begun(endpoint, answer, now);
+        let may_be_silent = answer::may_be_silent(response);
+        cluster.begun(endpoint, answer, may_be_silent, now);
         let is_trial = self.trial.is_some()
             || self.ticket.as_ref().is_some_and(Ticket::is_trial)
             || self.by_route.as_deref().is_some_and(Ticket::is_trial);
-        let patience = is_trial.then(|| Box::new(self.conn.worker.timers.start(PATIENCE)));
+        let timer = || self.conn.worker.timers.start(PATIENCE);
+        let patience = is_trial.then(|| Box::new(Patience { timer: timer(), may_be_silent }));
         let status = Some(answer.status);
-        let is_bounded = response.fields.known(KnownName::ContentLength).is_some();
-        self.late = Some(Late {
-            took: answer.took,
-            head: now,
-            status,
-            came: None,
-            stands: false,
-            is_bounded,
-            patience,
-        });
+        self.late = Some(Late { took: answer.took, head: now, status, came: None, stands: false, patience });
     }
 
     /// Something of the answer has come.
@@ -107,26 +96,31 @@ impl Attempts<'_> {
         }
     }
 
+    /// When the head of an answer came whose end will say what became of it.
+    pub(crate) fn answered(&self) -> Option<Tick> {
+        self.late.as_ref().map(|late| late.head)
+    }
+
     /// Looks whether others have waited for long enough.
     #[inline]
     pub(crate) fn poll_patience(&mut self, cx: &mut Context<'_>) {
         let patience = self.late.as_mut().and_then(|late| late.patience.as_mut());
-        if patience.is_some_and(|timer| timer.poll(cx).is_ready()) {
-            self.lasts_too_long();
+        if patience.is_some_and(|patience| patience.timer.poll(cx).is_ready()) {
+            self.has_waited();
         }
     }
 
+    /// Others have waited for long enough.
     #[cold]
-    fn lasts_too_long(&mut self) {
-        match &mut self.late {
-            Some(late) if late.is_bounded => {
-                late.patience = None;
-                self.trial = None;
-                self.ticket.take_if(|ticket| ticket.is_trial());
-                self.by_route.take_if(|ticket| ticket.is_trial());
-            }
-            _ => self.stands(self.conn.worker.now()),
+    fn has_waited(&mut self) {
+        let patience = self.late.as_mut().and_then(|late| late.patience.take());
+        if patience.is_some_and(|patience| patience.may_be_silent) {
+            return self.stands(self.conn.worker.now());
         }
+        // Whoever hangs behind its head is not well, and may yet be: the next one tries, and what becomes of this is told with its end.
+        self.trial = None;
+        self.ticket.take_if(|ticket| ticket.is_trial());
+        self.by_route.take_if(|ticket| ticket.is_trial());
     }
 
     /// It is well for all that is known. The breaker looks at whole calls: what is no trial is told with its end.
@@ -150,13 +144,17 @@ impl Attempts<'_> {
     }
 
     fn call_ended(&mut self, late: &Late, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
+        let now = self.conn.worker.now();
+        if ended.is_err_and(|failure| self.is_of_overheard(failure, now)) {
+            return self.let_go();
+        }
         let to_repeat = grpc_status.is_some_and(|code| self.repeats.names_code(code));
         let answer = Answer { to_repeat, ..answer::of_end(ended, grpc_status, late.took) };
         // A caller who has left says nothing of whether a repetition helped.
         if ended.is_ok() || answer.outcome != AttemptOutcome::Success {
             self.repeats.ended(answer.outcome == AttemptOutcome::Success && !to_repeat);
         }
-        self.tell(&answer, self.conn.worker.now());
+        self.tell(&answer, now);
     }
 
     fn answer_ended(&mut self, late: &Late, ended: Result<(), &Failure>) {

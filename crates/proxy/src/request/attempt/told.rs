@@ -1,11 +1,13 @@
 //! What is told of an attempt, to balancer, outlier detection and breakers, once it is known how it ended.
 
+use std::time::Duration;
+
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{Answer, AttemptOutcome, Cause, Ticket};
 use meshwork_http1::ResponseHead;
 
 use super::Attempts;
-use crate::error::Failure;
+use crate::error::{Failure, Fault, Retry};
 use crate::request::answer;
 use crate::request::body::RequestBody;
 use crate::request::route::Target;
@@ -47,10 +49,11 @@ impl Attempts<'_> {
                 // What is given up for another attempt has no end, and a tunnel's is not the answer's.
                 let is_whole = !more || to_repeat || response.tunnel;
                 if answer.outcome == AttemptOutcome::Success && !is_whole {
-                    return self.answer_begins(response, &answer, now);
+                    return self.answer_begins(&answer, response, now);
                 }
                 answer
             }
+            Err(failure) if self.is_of_overheard(failure, now) => return self.let_go(),
             Err(failure) => match answer::of_failure(failure, took) {
                 Some(answer) => answer,
                 None => return,
@@ -70,8 +73,14 @@ impl Attempts<'_> {
         }
     }
 
+    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here. Behind the head of an answer it says so
+    /// by CANCEL; and who breaks off when that time is over was told to.
+    pub(super) fn is_of_overheard(&self, failure: &Failure, now: Tick) -> bool {
+        is_of_overheard(self.overheard, failure, now.since(self.began))
+    }
+
     pub(super) fn tell(&mut self, answer: &Answer, now: Tick) {
-        if self.overheard && answer.status == 504 {
+        if self.overheard.is_some() && answer.status == 504 {
             return self.let_go();
         }
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
@@ -111,6 +120,13 @@ impl Attempts<'_> {
         (self.trial, self.ticket, self.by_route) = (None, None, None);
         self.late = None;
     }
+}
+
+/// See [`Attempts::is_of_overheard`]. `time`: since the attempt began.
+pub(super) fn is_of_overheard(overheard: Option<Duration>, failure: &Failure, time: Duration) -> bool {
+    let Some(given) = overheard else { return false };
+    let has_heard = failure.fault == Fault::Upstream && failure.retry != Retry::NothingSent;
+    has_heard && (failure.is_cancelled || time >= given)
 }
 
 /// Whether its caller has left while the whole request was its endpoint's. Who owes a part of it has kept the endpoint waiting.

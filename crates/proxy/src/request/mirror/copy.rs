@@ -167,7 +167,9 @@ impl Copy {
             Ok(()) => Some(self.answer(&carried, took)),
             Err(lost) => lost.answer(took),
         };
-        if let Some(answer) = answer.filter(|answer| !(self.overheard && answer.status == 504)) {
+        let is_cancelled = matches!(&done, Err(Lost::Failed(failure)) if failure.is_cancelled);
+        let is_of_overheard = |answer: &Answer| self.overheard && (answer.status == 504 || is_cancelled);
+        if let Some(answer) = answer.filter(|answer| !is_of_overheard(answer)) {
             if let Some(trial) = trial {
                 self.worker.shifted(&self.cluster, self.cluster.tried(trial, &answer, now));
             }
@@ -354,7 +356,9 @@ impl Carried {
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Ready(Err(error)) => {
-                    return Poll::Ready(Err(Lost::Failed(Failure::of_upstream(&error, true, false))));
+                    let mut failure = Failure::of_upstream(&error, true, false);
+                    failure.is_hasty = exchange.is_ended_by_rule(&failure, worker.shared.clock.wall());
+                    return Poll::Ready(Err(Lost::Failed(failure)));
                 }
                 Poll::Pending => return Poll::Pending,
             }

@@ -15,6 +15,7 @@ use meshwork_decision::{
 use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
 
+use super::super::told::is_of_overheard;
 use super::exchange::{Answered, Parts, exchange};
 use super::{Attempts, is_time_out, of_head};
 use crate::error::Failure;
@@ -86,6 +87,8 @@ pub(in crate::request::attempt) struct Second<'a, 'h> {
     connect_timeout: Duration,
     attempt_timeout: Option<Duration>,
     answer_timeout: Option<Duration>,
+    /// Its endpoint hears this deadline of a caller who is not believed, too.
+    overheard: Option<Duration>,
     /// What is told to whoever asks about this request.
     reasons: Option<Explanation>,
     /// The request's own place in its trace, where its spans are recorded.
@@ -123,6 +126,7 @@ impl<'a, 'h> Second<'a, 'h> {
             connect_timeout: attempts.connect_timeout(),
             attempt_timeout: attempts.attempt_timeout(),
             answer_timeout: attempts.answer_timeout(),
+            overheard: attempts.overheard,
             reasons: journey.told().is_some().then(Explanation::default),
             trace: journey.trace(),
             hedge,
@@ -256,7 +260,9 @@ impl<'a, 'h> Second<'a, 'h> {
             Ok(answered) => Some(Answer {
                 to_repeat: named(answered),
                 ..answer::of_response(&answered.response, self.is_grpc, took, wall)
-            }),
+            })
+            .filter(|answer| self.overheard.is_none() || answer.status != 504),
+            Err(failure) if is_of_overheard(self.overheard, failure, now.since(under.began)) => None,
             Err(failure) => answer::of_failure(failure, took),
         };
         let mut under = under;

@@ -1,0 +1,204 @@
+//! Answers that a proxy of the mesh ends by a rule of its own, as the caller's proxy judges them.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::{Ending, Settings};
+use support::h2::{H2Upstream, h2_client, h2_upstream};
+use support::mesh::{Pair, policy};
+use support::{Harness, is_head, read_until, upstream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+/// As many calls as open the breaker when they fail.
+const CALLS: usize = 3;
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n";
+
+/// Opens when half of [`CALLS`] calls fail.
+fn breaker() -> Change {
+    let circuit_breaker = Some(v1::CircuitBreaker {
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
+        minimum_calls: u32::try_from(CALLS).unwrap(),
+        failure_percent: 50,
+        open_ms: 60_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..Default::default()
+    });
+    let traffic = v1::TrafficPolicy { circuit_breaker, ..Default::default() };
+    policy("p", "reviews", v1::policy::Spec::Traffic(traffic))
+}
+
+fn opened(harness: &Harness) -> u64 {
+    harness.metric("meshwork_circuit_breaker_changes_total", &["\"open\""])
+}
+
+/// Begins a stream of events for everybody, and says nothing more.
+async fn quiet() -> SocketAddr {
+    saying("content-type: text/event-stream").await
+}
+
+/// Begins an answer with this field, and says nothing more.
+async fn saying(field: &'static str) -> SocketAddr {
+    let response = format!("HTTP/1.1 200 OK\r\n{field}\r\n\r\ndata: hello\n\n");
+    let up = upstream(move |got| is_head(got).then(|| response.clone().into_bytes())).await;
+    up.address
+}
+
+/// Callers through the mesh who have read the beginning of such a stream.
+async fn listening(pair: &mut Pair) -> Vec<TcpStream> {
+    pair.outbound.change([breaker()]).await;
+    let mut callers = Vec::new();
+    for _ in 0..CALLS {
+        let mut caller = TcpStream::connect(pair.proxy).await.unwrap();
+        caller.write_all(GET).await.unwrap();
+        read_until(&mut caller, "hello").await;
+        callers.push(caller);
+    }
+    callers
+}
+
+/// All calls have been broken off on the way to the application, and nobody has learnt anything of it by that.
+async fn is_nobodys_fault(pair: &Pair) {
+    let lines = pair.outbound.lines(CALLS).await;
+    assert!(lines.iter().all(|line| line.contains("\"upstream_reset\"")), "{lines:?}");
+    assert_eq!(opened(&pair.outbound), 0);
+}
+
+/// Time goes on, minute by minute, until all calls have ended.
+async fn time_goes_on(pair: &Pair) {
+    let minutes = async {
+        loop {
+            pair.mesh.clock.advance(MINUTE);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        _ = pair.outbound.lines(CALLS) => {}
+        () = minutes => unreachable!("time has no end"),
+    }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// Longer than any test goes on.
+const LONG: Duration = Duration::from_hours(1_000);
+
+fn patient(stream_idle: Duration) -> Settings {
+    let mut settings = Settings::default();
+    settings.timeouts.stream_idle = stream_idle;
+    settings
+}
+
+#[tokio::test]
+async fn the_silence_of_which_the_endpoint_s_proxy_tires_first_is_held_against_nobody() {
+    let settings = [patient(LONG), patient(MINUTE)];
+    let mut pair = Pair::with(quiet().await, AppProtocol::Http1, settings).await;
+    let _callers = listening(&mut pair).await;
+    time_goes_on(&pair).await;
+    is_nobodys_fault(&pair).await;
+    assert!(pair.inbound.lines(CALLS).await[0].contains("\"stream_idle_timeout\""));
+}
+
+#[tokio::test]
+async fn who_owes_so_many_bytes_and_is_silent_has_failed_whichever_proxy_tires_first() {
+    for settings in [[patient(LONG), patient(MINUTE)], [patient(MINUTE), patient(LONG)]] {
+        let app = saying("content-length: 100").await;
+        let mut pair = Pair::with(app, AppProtocol::Http1, settings).await;
+        let _callers = listening(&mut pair).await;
+        time_goes_on(&pair).await;
+        assert_eq!(opened(&pair.outbound), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_ends_with_the_identities_of_its_connection_is_held_against_nobody() {
+    let day = Duration::from_hours(24);
+    let mut pair = Pair::with(quiet().await, AppProtocol::Http1, [patient(LONG), patient(LONG)]).await;
+    let _callers = listening(&mut pair).await;
+    pair.mesh.clock.advance(day);
+    pair.web.renew(pair.mesh.svid("web")).unwrap();
+    pair.reviews.renew(pair.mesh.svid("reviews")).unwrap();
+    // Those of the handshake expire.
+    pair.mesh.clock.advance(day * 2);
+    is_nobodys_fault(&pair).await;
+}
+
+#[tokio::test]
+async fn what_ends_with_a_drain_of_its_endpoint_s_proxy_is_held_against_nobody() {
+    let mut pair = Pair::start(quiet().await, AppProtocol::Http1).await;
+    let _callers = listening(&mut pair).await;
+    pair.inbound.engine.drain_inbound(Ending::AtOnce).await.await;
+    is_nobodys_fault(&pair).await;
+}
+
+/// Begins to answer every call of gRPC, and resets its stream for this reason, or waits until that is done.
+async fn unfinished(reason: Option<h2::Reason>) -> H2Upstream {
+    h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+        let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+        let mut send = respond.send_response(head, false).unwrap();
+        send.send_data(Bytes::from_static(b"\0\0\0\0\x01a"), false).unwrap();
+        match reason {
+            Some(reason) => {
+                tokio::task::yield_now().await;
+                send.send_reset(reason);
+            }
+            None => _ = poll_fn(|cx| send.poll_reset(cx)).await,
+        }
+    })
+    .await
+}
+
+fn call() -> Request<()> {
+    Request::post("http://reviews/a.B/C").header("content-type", "application/grpc").body(()).unwrap()
+}
+
+#[tokio::test]
+async fn a_call_that_a_drain_of_its_endpoint_s_proxy_ends_is_held_against_nobody() {
+    let up = unfinished(None).await;
+    let mut pair = Pair::start(up.address, AppProtocol::Grpc).await;
+    pair.outbound.change([breaker()]).await;
+    let mut client = h2_client(pair.proxy).await;
+    let mut bodies = Vec::new();
+    for _ in 0..CALLS {
+        let (response, _) = client.send_request(call(), true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        body.data().await.unwrap().unwrap();
+        bodies.push(body);
+    }
+    pair.inbound.engine.drain_inbound(Ending::AtOnce).await.await;
+    for mut body in bodies {
+        assert!(body.data().await.is_none());
+        let trailers = body.trailers().await.unwrap().unwrap();
+        assert_eq!(trailers["grpc-status"], "14", "its caller is told to begin it elsewhere");
+    }
+    pair.outbound.lines(CALLS).await;
+    assert_eq!(opened(&pair.outbound), 0);
+}
+
+#[tokio::test]
+async fn an_application_that_takes_its_answers_back_has_failed_by_whatever_word() {
+    for reason in [h2::Reason::CANCEL, h2::Reason::INTERNAL_ERROR] {
+        let up = unfinished(Some(reason)).await;
+        let mut pair = Pair::start(up.address, AppProtocol::Grpc).await;
+        pair.outbound.change([breaker()]).await;
+        let mut client = h2_client(pair.proxy).await;
+        for _ in 0..CALLS {
+            let (response, _) = client.send_request(call(), true).unwrap();
+            let Ok(response) = response.await else { continue };
+            let mut body = response.into_body();
+            while let Some(Ok(_)) = body.data().await {}
+        }
+        pair.outbound.lines(CALLS).await;
+        assert_eq!(opened(&pair.outbound), 1, "{reason:?}");
+    }
+}
