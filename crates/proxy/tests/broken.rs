@@ -24,7 +24,6 @@ use tokio::sync::{mpsc, oneshot};
 const HALF: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n<close>";
 /// Half of one that goes on.
 const BEGUN: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhello";
-/// The same of one that does not say how long it is.
 /// The same of a stream of events.
 const EVENTS: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: Text/Event-Stream\r\n\r\ndata: hello\n\n";
 
