@@ -404,7 +404,7 @@ impl Engine {
     pub async fn drain_until(self, enough: impl Future<Output = ()>) -> Drained {
         let all_end = async {
             // Who is told to go elsewhere comes back to a socket that is still open, and would be told so again.
-            self.all_close(Command::StopAccepting).await;
+            let _ = timeout(CLOSES, self.all_close(Command::StopAccepting)).await;
             self.tell_all(|| Command::Drain).await;
             for worker in &self.workers {
                 worker.commands.closed().await;

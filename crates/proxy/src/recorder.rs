@@ -310,16 +310,27 @@ impl Recalled {
     }
 }
 
-/// What all workers have told, as it is sent: the youngest requests, then that there is nothing more.
+/// What all workers have told, as it is sent: the youngest requests, those that are under way, then that there is nothing more.
 pub(crate) fn answers(probe: u64, told: Vec<Recalled>) -> Vec<v1::Observation> {
     let oldest = told.iter().filter_map(|told| told.oldest).min();
     let done = v1::Done {
         oldest_unix_ns: oldest.map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
         workers: u32::try_from(told.len()).unwrap_or(u32::MAX),
     };
-    let mut found: Vec<_> = told.into_iter().flat_map(|told| told.found).collect();
-    found.sort_by_key(|told| std::cmp::Reverse(told.record.as_ref().map(|record| record.start_unix_ns)));
-    found.truncate(ANSWERS);
+    let found = told.into_iter().flat_map(|told| told.found);
+    let is_under_way = |told: &v1::Observation| told.record.as_ref().is_some_and(|record| record.under_way);
+    // Of one id there may be many under way: what has ended is what is asked for first, and then what has come here.
+    let (mut under_way, mut found): (Vec<_>, Vec<_>) = found.partition(is_under_way);
+    let youngest = |told: &v1::Observation| {
+        let record = told.record.as_ref();
+        let called = record.is_some_and(|record| record.side() != v1::request_record::Side::Inbound);
+        (is_under_way(told) && called, std::cmp::Reverse(record.map(|record| record.start_unix_ns)))
+    };
+    for some in [&mut found, &mut under_way] {
+        some.sort_by_key(youngest);
+        some.truncate(ANSWERS);
+    }
+    found.append(&mut under_way);
     found.push(v1::Observation { done: Some(done), ..v1::Observation::default() });
     found.iter_mut().for_each(|told| told.probe = probe);
     found

@@ -86,6 +86,11 @@ async fn a_request_tells_where_it_is_and_for_whom_it_waits() {
     assert_eq!((&attempt.endpoint, &*attempt.cause), (&web.to_string(), ""));
     assert!(attempt.connect_ns.is_some() && attempt.duration_ns > 0, "{attempt:?}");
 
+    assert!(!record.owed);
+
+    let _owes = send(edge, "owes", "Content-Length: 5\r\n").await;
+    assert!(in_phase(&harness, "owes", "request").await.record.unwrap().owed);
+
     let _part = send(edge, "part", "").await;
     let record = in_phase(&harness, "part", "response").await.record.unwrap();
     assert_eq!((record.under_way, record.status, record.bytes_sent), (true, 200, 4));

@@ -22,7 +22,9 @@ fn story(answer: &Value, marks: bool) -> String {
     let fault = &answer["fault"];
     if fault.is_object() {
         let who = fault["service"].as_str().unwrap_or_else(|| text(fault, "who"));
-        lines.push(format!("{:<10} {who}: {}", "fault", text(fault, "why")));
+        // It may yet be answered well.
+        let label = if fault["underWay"] == true { "waits for" } else { "fault" };
+        lines.push(format!("{label:<10} {who}: {}", text(fault, "why")));
         let verdict =
             ["cause", "flag", "phase"].map(|key| fault[key].as_str().map(|is| format!("{key} {is}")));
         let verdict: Vec<String> = verdict.into_iter().flatten().collect();

@@ -38,6 +38,9 @@ pub(crate) struct Wishes {
 impl Wishes {
     /// Given what all have that may be called, and of these whoever asks for itself, and whoever asks at all.
     pub(crate) fn of(all: u64, unwell: u64, asking: u64) -> Self {
+        // Sums of what others change meanwhile.
+        let unwell = unwell.min(all);
+        let asking = asking.clamp(unwell, all);
         let heeded = unwell <= all - unwell;
         let left = all - if heeded { unwell } else { 0 };
         let less = asking - if heeded { unwell } else { 0 };

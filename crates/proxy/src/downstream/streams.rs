@@ -37,13 +37,9 @@ use crate::stream;
 use crate::upstream::behind::unsent;
 use crate::workspace::{Lent, Workspace};
 
-/// Bytes of one body on the connection of a caller at a gateway that may be on the way to us unread, where memory is no concern: who is
-/// 50 ms away uploads 10 MB a second. Elsewhere it is the smallest window.
-const FAR_WINDOW: u32 = 4 * SMALLEST;
-/// Memory is a concern below this limit.
-const ROOMY: u64 = 1024 * 1024 * 1024;
-/// Of all bodies of one caller's connection together it is so many times as much.
-const UPLOADS: u32 = 8;
+/// Bytes of the bodies of one caller's connection that may be on the way to us unread, as long as none needs more than the
+/// smallest window.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Between proxies a connection carries requests of many callers: those that the application does not read must not take
 /// the window of those beside them.
 const MESH_WINDOW: u32 = SMALLEST * MAX_STREAMS;
@@ -126,17 +122,10 @@ fn is_stranger(link: &Link) -> bool {
     link.caller.is_none() && !matches!(link.place, Place::Outbound(_))
 }
 
-/// What may be on the way on one stream, as long as none needs more.
-fn stream_window(link: &Link) -> u32 {
-    let limit = link.worker.shared.settings.max_memory;
-    let is_far = matches!(link.place, Place::Gateway(_)) && limit.is_none_or(|limit| limit >= ROOMY);
-    if is_far { FAR_WINDOW } else { SMALLEST }
-}
-
 /// What may be on the way on all streams of a connection together.
 fn bounds(link: &Link) -> Bounds {
     let is_mesh = matches!(link.place, Place::Inbound(_) | Place::Hbone(_));
-    let window = if is_mesh { MESH_WINDOW } else { UPLOADS * stream_window(link) };
+    let window = if is_mesh { MESH_WINDOW } else { CONNECTION_WINDOW };
     Bounds { window, streams: MESH_LARGER, is_ours: is_mesh && link.caller.is_some() }
 }
 
@@ -155,7 +144,7 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
     };
     let mut builder = Builder::new();
     builder
-        .initial_window_size(stream_window(link))
+        .initial_window_size(SMALLEST)
         .initial_connection_window_size(bounds(link).window)
         .max_concurrent_streams(streams)
         .max_send_buffer_size(SEND_BUFFER)

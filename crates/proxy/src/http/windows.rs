@@ -237,7 +237,8 @@ impl Windows {
         if self.received.is_half_unread(self.window()) || self.received.has_tiny(wanted) {
             return;
         }
-        if !self.budget.take(more, For::Streams) {
+        // Of one that was widened nothing more may be wanted.
+        if more > 0 && !self.budget.take(more, For::Streams) {
             return self.budget.refuses();
         }
         if !connection.set_stream_window(wanted) {

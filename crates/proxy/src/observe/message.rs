@@ -65,6 +65,7 @@ pub(crate) fn record(place: Place, record: &Record) -> v1::RequestRecord {
         usual_own_ns: None,
         held: Vec::new(),
         under_way: false,
+        owed: false,
     }
 }
 

@@ -63,17 +63,19 @@ pub(crate) async fn roll_call(worker: &Rc<Worker>, wanted: &Arc<Wanted>) -> Vec<
 pub(crate) struct SoFar {
     pub(crate) lasts: Duration,
     pub(crate) phase: Phase,
+    /// Its caller owes bytes of its body.
+    pub(crate) owed: bool,
     pub(crate) tried: Vec<Tried>,
     pub(crate) timing: Timing,
 }
 
 /// A request that has not ended, as it is told.
 pub(crate) fn under_way(place: Place, record: &Record, held: &[Held], so_far: &SoFar) -> v1::Observation {
-    let SoFar { lasts, phase, tried, timing } = so_far;
+    let SoFar { lasts, phase, owed, tried, timing } = so_far;
     let record = Record { text: record.text.shortened(PATH, TEXT), duration: *lasts, ..copied(record) };
     let mut observation = told(place, &record, tried, held, timing);
     if let Some(record) = &mut observation.record {
-        record.under_way = true;
+        (record.under_way, record.owed) = (true, *owed);
         phase.as_str().clone_into(&mut record.phase);
     }
     observation

@@ -283,3 +283,22 @@ fn what_shared_a_place_while_it_was_recent_shares_none_where_there_are_free_ones
     }
     assert_eq!(told(&recorder, 500).as_deref(), Some("related"), "only the owner's were more");
 }
+
+/// One id may be that of a whole batch.
+#[test]
+fn those_under_way_push_nothing_out_that_has_ended_and_of_them_those_that_came_here_go_first() {
+    let told = |side: v1::request_record::Side, start_unix_ns: u64, under_way: bool| {
+        let record = v1::RequestRecord { side: side.into(), start_unix_ns, under_way, ..Default::default() };
+        v1::Observation { record: Some(record), ..Default::default() }
+    };
+    let (here, called) = (v1::request_record::Side::Inbound, v1::request_record::Side::Outbound);
+    let many = u64::try_from(ANSWERS).unwrap() + 8;
+    let mut found: Vec<_> = (10..10 + many).map(|at| told(called, at, true)).collect();
+    found.extend([told(here, 1, true), told(called, 2, false)]);
+    let told = answers(9, vec![Recalled { found, oldest: None }]);
+    let records: Vec<_> = told.iter().filter_map(|told| told.record.as_ref()).collect();
+    assert_eq!(records.len(), 1 + ANSWERS);
+    assert_eq!((records[0].start_unix_ns, records[0].under_way), (2, false));
+    assert_eq!((records[1].start_unix_ns, records[1].side()), (1, here));
+    assert_eq!(records[2].start_unix_ns, 9 + many, "the youngest");
+}

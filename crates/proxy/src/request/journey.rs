@@ -467,6 +467,7 @@ impl Journey<'_> {
         let so_far = SoFar {
             lasts: worker.now().since(started),
             phase,
+            owed: conn.entry.is_owing(),
             tried: self.attempted.so_far(&known, phase, worker.now()),
             timing: usual::timing(conn, record, None, self.called.grpc),
         };

@@ -187,6 +187,8 @@ pub(crate) async fn response(
         Err(failure) => {
             let by_rule = exchange.is_ended_by_rule(&failure, conn.worker.shared.clock.wall());
             let mut failure = deadlines.or_over(failure);
+            // A time of ours that is over has its own rules.
+            let by_rule = by_rule && failure.fault == Fault::Upstream;
             failure.is_hasty |= by_rule || passing.reader.excuses(&failure, body, head, attempts, journey);
             exchange.abort();
             // What has come whole is whole, whoever has left before it was read.

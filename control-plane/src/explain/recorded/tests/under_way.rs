@@ -104,9 +104,15 @@ fn what_holds_a_request_is_told_by_where_it_is() {
         (who, why)
     };
     let end = "for 900 ms by now: its call has not ended";
+    let mut owed = vec![hop("edge", Side::Gateway, 1, "reviews", |_| {})];
+    lasts(&mut owed, 0, 900);
+    at(&mut owed, 0).owed = true;
+    let (who, _, why) = blamed(owed).unwrap();
+    let what = "its caller has not sent all of a request to shop/reviews:80";
+    assert_eq!((who, why), (Who::Caller, format!("{what} {end}")));
     for (phase, who, what) in [
         ("request", Who::Service, "shop/reviews:80 has not answered"),
-        ("response", Who::Service, "shop/reviews:80 has not ended its answer"),
+        ("response", Who::Service, "the answer of shop/reviews:80 has not ended"),
         ("connect", Who::Service, "there is no connection to shop/reviews:80"),
         ("overload", Who::Service, "a call waits in the queue of shop/reviews:80"),
         ("fault", Who::Configuration, "a policy's delay holds a call of shop/reviews:80"),

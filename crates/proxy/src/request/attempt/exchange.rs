@@ -52,6 +52,8 @@ impl Attempts<'_> {
         }
         let waited = self.waited.take().then(|| self.conn.worker.now());
         journey.opened(waited, exchange.born());
+        // It is this one that may be silent from here on, whatever was waited for before.
+        self.conn.entry.progress(self.conn.worker.now());
         let answered = transfer::until_head(journey, &mut exchange, down, body, response, deadlines).await;
         let answered = match answered {
             Ok(()) => deadlines.unless_over(response, journey.is_grpc()),

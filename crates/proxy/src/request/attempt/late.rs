@@ -15,7 +15,7 @@ use std::task::Context;
 use std::time::Duration;
 
 use meshwork_base::Tick;
-use meshwork_decision::{Answer, AttemptOutcome, Ticket};
+use meshwork_decision::{Answer, AttemptOutcome, Cause, Ticket};
 use meshwork_http1::ResponseHead;
 
 use super::Attempts;
@@ -59,7 +59,9 @@ impl Late {
     }
 
     fn flows(&self, now: Tick) -> bool {
-        self.came.is_some_and(|came| now.since(came) < FLOWS)
+        // Who has had little time to stand still is not known to flow.
+        let most = FLOWS.min(now.since(self.head) / 2);
+        self.came.is_some_and(|came| now.since(came) <= most)
     }
 }
 
@@ -145,7 +147,8 @@ impl Attempts<'_> {
 
     fn call_ended(&mut self, late: &Late, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
         let now = self.conn.worker.now();
-        if ended.is_err_and(|failure| self.is_of_overheard(failure, now)) {
+        let by_drain = |failure: &Failure| failure.fault == Fault::Local && failure.cause == Cause::Draining;
+        if ended.is_err_and(|failure| by_drain(failure) || self.is_of_overheard(failure, now)) {
             return self.let_go();
         }
         let to_repeat = grpc_status.is_some_and(|code| self.repeats.names_code(code));

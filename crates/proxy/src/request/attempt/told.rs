@@ -122,11 +122,17 @@ impl Attempts<'_> {
     }
 }
 
+/// Of the time that a stranger gives so much may be left, or an eighth, when its endpoint says that it is over.
+const EARLY: Duration = Duration::from_millis(20);
+
 /// See [`Attempts::is_of_overheard`]. `time`: since the attempt began.
 pub(super) fn is_of_overheard(overheard: Option<Duration>, failure: &Failure, time: Duration) -> bool {
     let Some(given) = overheard else { return false };
     let has_heard = failure.fault == Fault::Upstream && failure.retry != Retry::NothingSent;
-    has_heard && (failure.is_cancelled || time >= given)
+    // CANCEL is the word for it, which comes a little early from who keeps some of the time for its way back. Sooner it is no more
+    // than any reset: who cancels each call at once would never be judged.
+    let early = if failure.is_cancelled { (given / 8).max(EARLY) } else { Duration::ZERO };
+    has_heard && time >= given.saturating_sub(early)
 }
 
 /// Whether its caller has left while the whole request was its endpoint's. Who owes a part of it has kept the endpoint waiting.
