@@ -112,7 +112,7 @@ fn who_is_waited_for_is_named_while_it_hangs_whether_the_client_has_left_or_not(
     assert_eq!(answer["fault"]["service"], "default/back:80", "{answer:#}");
     let words = String::from_utf8(platform.command(&["explain", &trace(2)]).stdout).unwrap();
     for told in [
-        "waits for  default/back:80: the application of default/back:80 has not answered for ",
+        "fault      default/back:80: the application of default/back:80 has not answered for ",
         "its call has not ended\n",
         "answer     none yet (phase request) after ",
     ] {

@@ -54,6 +54,11 @@ impl Doors {
         self.then.push(then);
     }
 
+    /// Who waits at some is still being taken.
+    pub(crate) const fn is_closing(&self) -> bool {
+        !self.then.is_empty()
+    }
+
     /// Waits until those that are being closed are, and gives what follows. Cancelling this loses nothing.
     pub(crate) async fn closed(&mut self) -> Vec<Then> {
         if self.then.is_empty() {

@@ -435,7 +435,8 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
             () = worker.inbound.drained(), if inbound_done.is_some() => {
                 let _ = inbound_done.take().map(|(done, left)| say(done, left));
             }
-            () = worker.drained() => return,
+            // Nobody is cut off who was there before its socket closed.
+            () = worker.drained(), if !doors.is_closing() => return,
             closed = doors.closed() => for then in closed {
                 match then {
                     Then::Say(done) => say(done, ()),

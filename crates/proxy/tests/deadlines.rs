@@ -317,6 +317,21 @@ async fn a_deadline_of_a_caller_who_is_not_believed_is_held_against_no_endpoint(
     harness.wait_metric(BREAKER_CHANGES, &OPENED, 1).await;
 }
 
+/// It would never be judged where all callers set deadlines, and would look the quickest.
+#[tokio::test]
+async fn who_says_at_once_that_a_stranger_s_time_is_over_is_judged_as_any_other() {
+    let up = always_over().await;
+    let (mut harness, address) = gateway(AppProtocol::Grpc, up.address, v1::Timeouts::default()).await;
+    let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..Default::default() };
+    harness.change([on_web(policy)]).await;
+    let mut client = h2_client(address).await;
+    for _ in 0..3 {
+        let call = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+        fetch(&mut client, call.header("grpc-timeout", "1H").body(()).unwrap()).await;
+    }
+    harness.wait_metric(BREAKER_CHANGES, &OPENED, 1).await;
+}
+
 /// Whose calls have a deadline gets the beginning of an answer, and the others failures.
 async fn begins_or_fails() -> H2Upstream {
     h2_upstream(usize::MAX, |_, request, mut respond| async move {

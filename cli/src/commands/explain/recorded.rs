@@ -23,7 +23,8 @@ fn story(answer: &Value, marks: bool) -> String {
     if fault.is_object() {
         let who = fault["service"].as_str().unwrap_or_else(|| text(fault, "who"));
         // It may yet be answered well.
-        let label = if fault["underWay"] == true { "waits for" } else { "fault" };
+        let is_open = fault["underWay"] == true && fault["cause"].is_null();
+        let label = if is_open { "waits for" } else { "fault" };
         lines.push(format!("{label:<10} {who}: {}", text(fault, "why")));
         let verdict =
             ["cause", "flag", "phase"].map(|key| fault[key].as_str().map(|is| format!("{key} {is}")));

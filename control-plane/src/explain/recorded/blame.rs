@@ -261,7 +261,8 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
             Fault::Forced => (Who::Configuration, format!("{name} is held back: {cause}{detail}")),
         },
     };
-    let is_its = is.cause.is_empty() || who == Who::Service || who == Who::Configuration;
+    let is_of_caller = is.under_way && who == Who::Caller;
+    let is_its = is.cause.is_empty() && !is_of_caller || who == Who::Service || who == Who::Configuration;
     let service = service.filter(|_| is_its);
     let (proxy, took_ms, usual_ms, under_way) = (String::new(), None, None, is.under_way);
     let (cause, flag, phase) = (None, None, None);

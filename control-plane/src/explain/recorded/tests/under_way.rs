@@ -107,9 +107,9 @@ fn what_holds_a_request_is_told_by_where_it_is() {
     let mut owed = vec![hop("edge", Side::Gateway, 1, "reviews", |_| {})];
     lasts(&mut owed, 0, 900);
     at(&mut owed, 0).owed = true;
-    let (who, _, why) = blamed(owed).unwrap();
+    let (who, service, why) = blamed(owed).unwrap();
     let what = "its caller has not sent all of a request to shop/reviews:80";
-    assert_eq!((who, why), (Who::Caller, format!("{what} {end}")));
+    assert_eq!((who, service, why), (Who::Caller, None, format!("{what} {end}")));
     for (phase, who, what) in [
         ("request", Who::Service, "shop/reviews:80 has not answered"),
         ("response", Who::Service, "the answer of shop/reviews:80 has not ended"),

@@ -148,7 +148,10 @@ impl Attempts<'_> {
     fn call_ended(&mut self, late: &Late, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
         let now = self.conn.worker.now();
         let by_drain = |failure: &Failure| failure.fault == Fault::Local && failure.cause == Cause::Draining;
-        if ended.is_err_and(|failure| by_drain(failure) || self.is_of_overheard(failure, now)) {
+        let by_rule = |failure: &Failure| failure.is_hasty && failure.fault == Fault::Upstream;
+        if ended
+            .is_err_and(|failure| by_drain(failure) || by_rule(failure) || self.is_of_overheard(failure, now))
+        {
             return self.let_go();
         }
         let to_repeat = grpc_status.is_some_and(|code| self.repeats.names_code(code));

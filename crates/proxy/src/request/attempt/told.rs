@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
-use meshwork_decision::{Answer, AttemptOutcome, Cause, Ticket};
+use meshwork_decision::{Answer, AttemptOutcome, Cause, Endpoint, Ticket, Transport};
 use meshwork_http1::ResponseHead;
 
 use super::Attempts;
@@ -80,7 +80,8 @@ impl Attempts<'_> {
     }
 
     pub(super) fn tell(&mut self, answer: &Answer, now: Tick) {
-        if self.overheard.is_some() && answer.status == 504 {
+        let says = |endpoint: &Endpoint| says_over(self.overheard, endpoint, now.since(self.began));
+        if answer.status == 504 && self.endpoint.as_deref().is_some_and(says) {
             return self.let_go();
         }
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
@@ -125,13 +126,24 @@ impl Attempts<'_> {
 /// Of the time that a stranger gives so much may be left, or an eighth, when its endpoint says that it is over.
 const EARLY: Duration = Duration::from_millis(20);
 
+fn early(given: Duration) -> Duration {
+    (given / 8).max(EARLY).min(given / 2)
+}
+
+/// Whether an endpoint that says that time is over may mean the deadline of whoever is not believed here. A sidecar refuses at once what
+/// cannot be done in time. `time`: since the attempt began.
+pub(super) fn says_over(overheard: Option<Duration>, endpoint: &Endpoint, time: Duration) -> bool {
+    let is_in_mesh = matches!(endpoint.transport, Transport::Mesh { .. });
+    overheard.is_some_and(|given| is_in_mesh || time >= given.saturating_sub(early(given)))
+}
+
 /// See [`Attempts::is_of_overheard`]. `time`: since the attempt began.
 pub(super) fn is_of_overheard(overheard: Option<Duration>, failure: &Failure, time: Duration) -> bool {
     let Some(given) = overheard else { return false };
     let has_heard = failure.fault == Fault::Upstream && failure.retry != Retry::NothingSent;
     // CANCEL is the word for it, which comes a little early from who keeps some of the time for its way back. Sooner it is no more
     // than any reset: who cancels each call at once would never be judged.
-    let early = if failure.is_cancelled { (given / 8).max(EARLY) } else { Duration::ZERO };
+    let early = if failure.is_cancelled { early(given) } else { Duration::ZERO };
     has_heard && time >= given.saturating_sub(early)
 }
 

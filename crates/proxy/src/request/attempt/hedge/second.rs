@@ -15,7 +15,7 @@ use meshwork_decision::{
 use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
 
-use super::super::told::is_of_overheard;
+use super::super::told::{is_of_overheard, says_over};
 use super::exchange::{Answered, Parts, exchange};
 use super::{Attempts, is_time_out, of_head};
 use crate::error::Failure;
@@ -261,7 +261,10 @@ impl<'a, 'h> Second<'a, 'h> {
                 to_repeat: named(answered),
                 ..answer::of_response(&answered.response, self.is_grpc, took, wall)
             })
-            .filter(|answer| self.overheard.is_none() || answer.status != 504),
+            .filter(|answer| {
+                let time = now.since(under.began);
+                answer.status != 504 || !says_over(self.overheard, &under.hedged.endpoint, time)
+            }),
             Err(failure) if is_of_overheard(self.overheard, failure, now.since(under.began)) => None,
             Err(failure) => answer::of_failure(failure, took),
         };
