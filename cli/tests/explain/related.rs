@@ -3,9 +3,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::platform::{Platform, assert_ok, next};
+use crate::support::platform::{Platform, next};
 use crate::support::{exchange, get, until, yaml};
-use crate::usual::{Application, ask, python, trace};
+use crate::usual::{Application, ask, platform, python, trace};
 
 const ROUTES: &str = "  - matches: [{path: {type: PathPrefix, value: /back}}]
     backendRefs: [{name: back, port: 80}]
@@ -89,12 +89,7 @@ fn is_refused(platform: &Platform) {
 #[test]
 fn who_was_quick_below_a_slow_request_is_told_long_after_others_came() {
     let Some(python) = python() else { return };
-    let platform = Platform::new();
-    let resources = platform.data.path().join("resources");
-    std::fs::create_dir(&resources).unwrap();
-    let edge = [yaml::EDGE, &yaml::route("shop", ROUTES), DENIED, KEPT].concat();
-    std::fs::write(resources.join("edge.yaml"), edge).unwrap();
-    assert_ok(&platform.up(&["--no-shop", "--resources", resources.to_str().unwrap()]));
+    let platform = platform(&[yaml::EDGE, &yaml::route("shop", ROUTES), DENIED, KEPT].concat());
     let app = |service, place, takes, asks, recorder: &[&str]| {
         let more = [&["--protocol", "http", "--flight-recorder-sample", "0"][..], recorder].concat();
         Application { service, place, takes, slow: takes, asks }.run(&platform, &python, &more)

@@ -6,9 +6,9 @@ use std::process::{Child, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::platform::{Platform, assert_ok};
-use crate::support::{command, get, until, yaml};
-use crate::usual::{Application, ask, python, trace};
+use crate::support::platform::Platform;
+use crate::support::{command, get, until};
+use crate::usual::{Application, ask, before_front, python, trace};
 
 /// Seconds; no test waits so long.
 const FOR_EVER: &str = "3600";
@@ -79,12 +79,7 @@ fn hangs(answer: &Value) {
 #[test]
 fn who_is_waited_for_is_named_while_it_hangs_whether_the_client_has_left_or_not() {
     let Some(python) = python() else { return };
-    let platform = Platform::new();
-    let resources = platform.data.path().join("resources");
-    std::fs::create_dir(&resources).unwrap();
-    let edge = [yaml::EDGE, &yaml::route("shop", "  - backendRefs: [{name: front, port: 80}]")].concat();
-    std::fs::write(resources.join("edge.yaml"), edge).unwrap();
-    assert_ok(&platform.up(&["--no-shop", "--resources", resources.to_str().unwrap()]));
+    let platform = before_front();
     let run = |service, place, slow, asks| {
         let app = Application { service, place, takes: "0", slow, asks };
         app.run(&platform, &python, &["--protocol", "http"])

@@ -29,6 +29,22 @@ pub(crate) fn python() -> Option<PathBuf> {
     meshwork_testkit::tool("python3")
 }
 
+/// A platform without the shop, whose edge is this.
+pub(crate) fn platform(edge: &str) -> Platform {
+    let platform = Platform::new();
+    let resources = platform.data.path().join("resources");
+    std::fs::create_dir(&resources).unwrap();
+    std::fs::write(resources.join("edge.yaml"), edge).unwrap();
+    assert_ok(&platform.up(&["--no-shop", "--resources", resources.to_str().unwrap()]));
+    platform
+}
+
+/// The same, whose edge leads to `front`.
+pub(crate) fn before_front() -> Platform {
+    let to_front = yaml::route("shop", "  - backendRefs: [{name: front, port: 80}]");
+    platform(&[yaml::EDGE, &to_front].concat())
+}
+
 /// The application as a service.
 pub(crate) struct Application<'a> {
     pub(crate) service: &'a str,
@@ -100,13 +116,8 @@ fn front(answer: &Value) -> Option<&Value> {
 #[test]
 fn whoever_took_longer_than_usual_is_named_below_a_service_that_always_takes_longest() {
     let Some(python) = python() else { return };
-    let platform = Platform::new();
-    let resources = platform.data.path().join("resources");
-    std::fs::create_dir(&resources).unwrap();
-    let edge = [yaml::EDGE, &yaml::route("shop", "  - backendRefs: [{name: front, port: 80}]")].concat();
-    std::fs::write(resources.join("edge.yaml"), edge).unwrap();
+    let platform = before_front();
     let fault = platform.data.path().join("fault");
-    assert_ok(&platform.up(&["--no-shop", "--resources", resources.to_str().unwrap()]));
     let run = |service, place, takes, slow, asks| {
         let app = Application { service, place, takes, slow, asks };
         let more = ["--protocol", "http", "--flight-recorder-slow", "50ms"];

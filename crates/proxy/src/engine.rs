@@ -375,15 +375,15 @@ impl Engine {
         }
     }
 
-    /// Asks every worker; a worker that is gone says nothing.
+    /// Asks every worker, all at once: one that stands still keeps no other from hearing of it. A worker that is gone says nothing.
     async fn ask<T>(&self, command: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<oneshot::Receiver<T>> {
-        let mut answers = Vec::with_capacity(self.workers.len());
-        for worker in &self.workers {
+        let asked = self.workers.iter().map(|worker| {
             let (answer, told) = oneshot::channel();
-            let _ = worker.commands.send(command(answer)).await;
-            answers.push(told);
-        }
-        answers
+            (worker.commands.send(command(answer)), told)
+        });
+        let (sent, told): (Vec<_>, Vec<_>) = asked.unzip();
+        join_all(sent).await;
+        told
     }
 
     /// Returns when all workers have closed the sockets that this is about, and all who waited for that are let in.

@@ -10,7 +10,6 @@ use http::Request;
 use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_process::Drained;
 use meshwork_proxy::Settings;
 use parking_lot::Mutex;
 use support::h2::{answer, fetch, get, h2_client, h2_upstream};
@@ -697,73 +696,6 @@ async fn a_request_without_host_has_no_authority_in_http2() {
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let told = exchange(address, b"OPTIONS / HTTP/1.0\r\n\r\n").await;
     assert!(told.starts_with("HTTP/1.1 200 OK\r\n") && told.ends_with("hello"), "{told}");
-}
-
-#[tokio::test]
-async fn a_response_says_that_it_is_the_last_of_its_connection() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut harness = Harness::start(Settings::default());
-    harness.service("web", AppProtocol::Http1, &[listener.local_addr().unwrap()]).await;
-    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-    let mut tcp = TcpStream::connect(address).await.unwrap();
-    let get = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-    tcp.write_all(get).await.unwrap();
-    let (mut up, _) = listener.accept().await.unwrap();
-    read_until(&mut up, "\r\n\r\n").await;
-    up.write_all(OK).await.unwrap();
-    assert!(!read_until(&mut tcp, "hello").await.contains("connection: close"), "nobody drains yet");
-    tcp.write_all(get).await.unwrap();
-    read_until(&mut up, "\r\n\r\n").await;
-    let draining = tokio::spawn(harness.engine.drain(Duration::from_secs(30)));
-    while TcpStream::connect(address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
-    // All sockets close before connections are told.
-    loop {
-        up.write_all(OK).await.unwrap();
-        if read_until(&mut tcp, "hello").await.to_lowercase().contains("\r\nconnection: close\r\n") {
-            break;
-        }
-        tcp.write_all(get).await.unwrap();
-        // What idles is closed by then, to the endpoint too.
-        if up.read(&mut [0; 1024]).await.unwrap_or_default() == 0 {
-            (up, _) = listener.accept().await.unwrap();
-            read_until(&mut up, "\r\n\r\n").await;
-        }
-    }
-    assert_eq!(draining.await.unwrap(), Drained::Clean);
-}
-
-#[tokio::test]
-async fn what_a_drain_leaves_unfinished_is_no_regular_end() {
-    let head = b"HTTP/1.1 200 OK\r\n\r\nhalf".to_vec();
-    let up = upstream(move |got| is_head(got).then(|| head.clone())).await;
-    let mut harness = Harness::start(Settings::default());
-    harness.service("web", AppProtocol::Http1, &[up.address]).await;
-    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-    let mut tcp = TcpStream::connect(address).await.unwrap();
-    tcp.write_all(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n").await.unwrap();
-    read_until(&mut tcp, "half").await;
-    let drained = harness.engine.drain(Duration::from_millis(1)).await;
-    assert_eq!(drained, Drained::CutOff { left: 1 }, "its upstream goes on");
-    let rest = tokio::io::AsyncReadExt::read_to_end(&mut tcp, &mut Vec::new()).await;
-    assert_eq!(rest.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
-}
-
-#[tokio::test]
-async fn drain_finishes_what_runs_and_closes_what_idles() {
-    let up = upstream(|got| is_head(got).then(|| OK.to_vec())).await;
-    let mut harness = Harness::start(Settings::default());
-    harness.service("web", AppProtocol::Http1, &[up.address]).await;
-    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-    let mut idle = TcpStream::connect(address).await.unwrap();
-    idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-    read_until(&mut idle, "hello").await;
-    assert_eq!(harness.engine.drain(Duration::from_secs(5)).await, Drained::Clean);
-    let mut rest = Vec::new();
-    tokio::io::AsyncReadExt::read_to_end(&mut idle, &mut rest).await.unwrap();
-    assert!(rest.is_empty());
-    assert!(TcpStream::connect(address).await.is_err(), "nobody accepts any more");
 }
 
 #[tokio::test]

@@ -108,35 +108,19 @@ fn a_filter_takes_what_it_says() {
 
 /// What becomes of a request is told through the whole of an engine: nobody else than the request's journey does it.
 mod through_an_engine {
-    use meshwork_base::{Clock, ManualClock};
-    use meshwork_telemetry::{AccessLogSink, AccessLogTarget, MetricsRegistry, RequestLabels};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::{Engine, Learnt, MemoryLevel, Mesh, Settings, Shared, Side};
+    use crate::{Engine, Settings, Side};
 
     /// A call to nobody, through an engine with this recorder; and what is told of it.
     async fn told_of_a_call(
         recorder: crate::RecorderSettings,
         armed: Vec<v1::Probe>,
     ) -> Vec<v1::Observation> {
-        let metrics = MetricsRegistry::default();
-        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new());
-        let shared = Arc::new(Shared {
-            snapshot: ArcSwap::default(),
-            clock: Arc::clone(&clock),
-            settings: Settings { recorder, ..Settings::default() },
-            access_log: AccessLogSink::open(&AccessLogTarget::Off, &metrics).unwrap(),
-            metrics,
-            tracer: None,
-            labels: RequestLabels::default(),
-            mesh: Mesh::default(),
-            observer: Observer::default(),
-            memory: MemoryLevel::default(),
-            learnt: Learnt::default(),
-            tls: crate::TlsConfigs::default(),
-        });
+        let shared = crate::worker::tests::shared(Settings { recorder, ..Settings::default() });
+        let clock = Arc::clone(&shared.clock);
         let mut found = shared.observer.found().unwrap();
         shared.observer.arm(probes(armed), clock.now());
         let mut engine = Engine::start(Arc::clone(&shared)).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! *HTTP.* How long it took is told with the head, so that a download does not delay what the balancer knows. What became of it
 //! is told with its end, or when it has [gone on](GOES_ON) for a while: a stream may last for days. Breaks it off afterwards, that
-//! is one failure more. A caller who leaves while it [comes](FLOWS) has seen that it was good so far: whose callers leave most of
+//! is one failure more. A caller who leaves while it [comes](FLOWS), in the second half of its time too, has seen that it was good so far: whose callers leave most of
 //! their answers would else be known by its failures alone.
 //!
 //! *gRPC.* The head of a call says nothing but that somebody is there; how it went comes with the trailers.
