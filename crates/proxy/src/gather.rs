@@ -133,6 +133,11 @@ impl Flusher {
         self.0.borrow().moved
     }
 
+    /// Whole frames, to be written behind what was put together. To be called between two frames of `h2`.
+    pub(crate) fn put(&self, frames: &[u8]) {
+        self.0.borrow_mut().out.extend_from_slice(frames);
+    }
+
     /// Bytes that the socket has taken and the peer's has not, where the kernel tells.
     pub(crate) fn on_the_way(&self) -> u64 {
         outq::unacknowledged(self.0.borrow().io.tcp()).unwrap_or_default()
@@ -146,6 +151,13 @@ impl Flusher {
     /// The socket below.
     pub(crate) fn peer(&self) -> io::Result<SocketAddr> {
         self.0.borrow().io.tcp().peer_addr()
+    }
+}
+
+impl Gathered {
+    /// Keeps whole frames, however much is there already.
+    pub(crate) fn put(&mut self, frames: &[u8]) {
+        self.0.borrow_mut().out.extend_from_slice(frames);
     }
 }
 

@@ -36,6 +36,8 @@ const LARGE: usize = 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Room for far more than a window of ours.
 const WIDE: u32 = 1 << 25;
+const PADDED: u8 = 8;
+const FLOW_CONTROL_ERROR: u32 = 3;
 
 /// Sends until it is told to stop, as far as the window allows, and counts what has gone.
 async fn send(send: &mut SendStream<Bytes>, gone: &AtomicUsize, stops: impl Fn() -> bool) {
@@ -183,23 +185,25 @@ async fn an_answer_from_afar_has_more_than_a_small_window_on_the_way_and_goes_on
     assert_eq!(fetch(&mut client, get("/")).await.1, "hello");
 }
 
-/// They would fill the connection between the proxies: each has a large window, and that of the connection is far from that of all.
+/// They would fill the connection between the proxies: each has earned a large window, and that of the connection is far from that of all.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_from_afar_that_are_not_read_leave_room_for_those_beside_them() {
-    const IDLE: usize = 32;
+async fn answers_from_afar_that_are_not_read_any_more_leave_room_for_those_beside_them() {
+    const IDLE: usize = 12;
     let told = Arc::default();
     let app = endpoint(&told).await;
     let Far { _proxies, distance, proxy } = far(app.address, AppProtocol::Http2).await;
     let mut reader = client(proxy, WIDE).await;
     let mut body = endless(&mut reader, "/endless").await;
     read(&mut body, |_| distance.most_back() >= LARGE).await;
-    let mut unread = Vec::with_capacity(IDLE);
+    let (mut unread, mut got) = (Vec::with_capacity(IDLE), 0);
     for _ in 0..IDLE {
         let mut idle = client(proxy, 1 << 16).await;
-        unread.push((endless(&mut idle, "/unread").await, idle));
+        let mut body = endless(&mut idle, "/unread").await;
+        got += read(&mut body, |count| count >= 3 * LARGE).await;
+        unread.push((body, idle));
     }
     // More than a connection has for all of its streams: 16 MiB, and what two of them may have grown by.
-    read(&mut body, |_| told.unread.load(Ordering::SeqCst) >= 26 * LARGE).await;
+    read(&mut body, |_| told.unread.load(Ordering::SeqCst) >= got + 26 * LARGE).await;
     read(&mut body, |count| count >= 64 * LARGE).await;
     let hello = timeout(PATIENCE, fetch(&mut reader, get("/"))).await.expect("others are answered");
     assert_eq!(hello.1, "hello");
@@ -260,30 +264,63 @@ async fn a_tunnel_between_proxies_has_more_than_a_small_window_on_the_way_in_bot
     }
 }
 
-/// It may use a larger window before it says that it has heard of it, and `h2` would reset its streams for that.
-#[tokio::test]
-async fn an_endpoint_that_is_no_proxy_of_ours_is_told_of_one_window_and_asked_nothing() {
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_is_no_proxy_of_ours_has_more_than_a_small_window_on_the_way_as_well() {
     let told = Arc::<Told>::default();
     let app = endpoint(&told).await;
-    let distance = Distance::to(app.address, Duration::from_millis(1)).await;
+    let distance = Distance::to(app.address, EACH_WAY).await;
     let (_harness, address) = gateway(distance.address).await;
     let mut client = client(address, WIDE).await;
     let mut body = endless(&mut client, "/endless").await;
-    let got = read(&mut body, |count| count >= 64 * LARGE).await;
+    let got = read(&mut body, |_| distance.most_back() >= LARGE).await;
+    told.stop();
+    assert_eq!(got + read(&mut body, |_| false).await, told.gone());
+    assert_eq!(fetch(&mut client, get("/")).await.1, "hello");
+}
+
+/// It is a sidecar's own, and nothing of it is far away.
+#[tokio::test]
+async fn the_application_beside_a_sidecar_is_told_of_one_window_and_asked_nothing() {
+    let told = Arc::<Told>::default();
+    let app = endpoint(&told).await;
+    let distance = Distance::to(app.address, Duration::from_millis(1)).await;
+    let Far { _proxies, proxy, .. } = far(distance.address, AppProtocol::Http2).await;
+    let mut client = client(proxy, WIDE).await;
+    let mut body = endless(&mut client, "/endless").await;
+    let got = read(&mut body, |count| count >= 16 * LARGE).await;
     told.stop();
     assert_eq!(got + read(&mut body, |_| false).await, told.gone());
     assert_eq!(distance.pings(), 0);
     assert!(distance.most_back() < LARGE / 2, "{} on the way", distance.most_back());
 }
 
-/// A caller that uploads frame by frame.
+/// One that was never read has not earned more than it began with.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_from_afar_that_nobody_reads_has_a_small_window_however_large_those_beside_it_are() {
+    let told = Arc::<Told>::default();
+    let app = endpoint(&told).await;
+    let Far { _proxies, distance, proxy } = far(app.address, AppProtocol::Http2).await;
+    let mut reader = client(proxy, WIDE).await;
+    let mut body = endless(&mut reader, "/endless").await;
+    read(&mut body, |_| distance.most_back() >= LARGE).await;
+    let mut idle = client(proxy, 1 << 16).await;
+    let _unread = endless(&mut idle, "/unread").await;
+    read(&mut body, |count| count >= 64 * LARGE).await;
+    // Both proxies and the application hold some of it each.
+    let unread = told.unread.load(Ordering::SeqCst);
+    assert!((SMALL..=8 * SMALL).contains(&unread), "{unread}");
+    told.stop();
+}
+
+/// A caller that uploads frame by frame, before it has heard anything. Once its stream stands still it goes on by a WINDOW_UPDATE of
+/// that stream alone, as the JDK's client and curl before 8.2 do.
 struct Caller {
     raw: Raw,
+    holds: bool,
     /// What it may send: on its stream, and in all.
     windows: [usize; 2],
     /// Windows that it was told by SETTINGS.
     told: Vec<u32>,
-    ping: Option<Vec<u8>>,
     settled: bool,
     sent: usize,
 }
@@ -293,10 +330,8 @@ impl Caller {
         let mut raw = Raw::open(address).await;
         let head = [vec![0x83, 0x86], literal(4, path), literal(1, "shop")].concat();
         raw.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
-        let mut caller =
-            Self { raw, windows: [0xffff; 2], told: Vec::new(), ping: None, settled: false, sent: 0 };
-        caller.settles().await;
-        caller
+        let windows = [0xffff; 2];
+        Self { raw, holds: false, windows, told: Vec::new(), settled: false, sent: 0 }
     }
 
     /// Takes one frame of the proxy; false: that was its answer's last.
@@ -313,9 +348,12 @@ impl Caller {
                 }
                 self.raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
             }
-            PING if flags & ACK == 0 => self.ping = Some(payload),
+            PING if flags & ACK == 0 => self.raw.send(&frame(PING, ACK, 0, &payload)).await,
             PING => self.settled = true,
-            WINDOW_UPDATE => self.windows[usize::from(stream == 0)] += number(&payload) as usize,
+            WINDOW_UPDATE => {
+                self.holds &= stream == 0;
+                self.windows[usize::from(stream == 0)] += number(&payload) as usize;
+            }
             GOAWAY | RESET => panic!("{kind}: {payload:?}"),
             DATA => return flags & END_STREAM == 0,
             _ => {}
@@ -323,17 +361,23 @@ impl Caller {
         true
     }
 
-    async fn sends(&mut self, bytes: usize) {
-        let until = self.sent + bytes;
-        while self.sent < until {
-            let room = self.windows[0].min(self.windows[1]).min(16 * 1024);
+    /// What it may send at once.
+    fn room(&self) -> usize {
+        if self.holds { 0 } else { self.windows[0].min(self.windows[1]).min(16 * 1024) }
+    }
+
+    /// Sends as much as it may, until there is enough; between two frames it takes what has come.
+    async fn sends(&mut self, is_enough: impl Fn(usize) -> bool) {
+        while !is_enough(self.sent) {
+            let room = self.room();
             if room == 0 {
                 self.takes().await;
                 continue;
             }
             self.raw.send(&frame(DATA, 0, 1, &vec![b'x'; room])).await;
-            self.windows = self.windows.map(|window| window - room);
             self.sent += room;
+            self.windows = self.windows.map(|window| window - room);
+            self.holds = self.windows[0] == 0;
         }
     }
 
@@ -352,14 +396,52 @@ impl Caller {
     }
 }
 
-#[tokio::test]
-async fn a_caller_that_is_no_proxy_of_ours_is_told_of_one_window_and_asked_nothing() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_is_no_proxy_of_ours_has_more_than_a_small_window_on_the_way_and_hears_of_one_by_settings()
+ {
+    let near = endpoint(&Arc::default()).await;
+    let (harness, address) = gateway(near.address).await;
+    let distance = Distance::to(address, EACH_WAY).await;
+    let mut caller = Caller::at(distance.address, "/upload").await;
+    let enough = |_| distance.most_there() >= LARGE;
+    timeout(PATIENCE, caller.sends(enough)).await.expect("it goes on");
+    caller.settles().await;
+    assert_eq!(caller.told, [u32::try_from(SMALL).unwrap()]);
+    caller.ends().await;
+    drop(harness);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn padding_uses_no_window_up() {
     let near = endpoint(&Arc::default()).await;
     let (_harness, address) = gateway(near.address).await;
     let mut caller = Caller::at(address, "/upload").await;
-    timeout(PATIENCE, caller.sends(16 * LARGE)).await.expect("it goes on");
-    caller.settles().await;
-    assert_eq!(caller.told, [u32::try_from(SMALL).unwrap()]);
-    assert_eq!(caller.ping, None);
+    const FRAME: usize = 300;
+    let padded = frame(DATA, PADDED, 1, &[&[255][..], &[b'x'; FRAME - 256], &[0; 255]].concat());
+    let sending = async {
+        while caller.sent < 8 * SMALL {
+            if caller.windows.iter().any(|window| *window < FRAME) {
+                caller.takes().await;
+                continue;
+            }
+            caller.raw.send(&padded).await;
+            caller.windows = caller.windows.map(|window| window - FRAME);
+            caller.sent += FRAME;
+        }
+    };
+    timeout(PATIENCE, sending).await.expect("it goes on");
     caller.ends().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_sends_what_its_stream_has_no_room_for_is_told_so() {
+    let near = endpoint(&Arc::default()).await;
+    let (_harness, address) = gateway(near.address).await;
+    let mut raw = Raw::open(address).await;
+    raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
+    let head = [vec![0x83, 0x86], literal(4, "/endless"), literal(1, "shop")].concat();
+    raw.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
+    assert!(raw.settle().await);
+    let bytes = frame(DATA, 0, 1, &[b'x'; 16 * 1024]).repeat(5 * SMALL / (16 * 1024));
+    assert_eq!(raw.flood(bytes).await, Some(FLOW_CONTROL_ERROR));
 }

@@ -23,22 +23,23 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::watch::{Fault, Watch};
-use crate::gather::{Gathered, written};
-use crate::http::frames::{GoodbyeCode, Head, Heads, Increment, Kind, PREFACE_LEN, Piece};
+use crate::gather::Gathered;
+use crate::http::flow::Comes;
+use crate::http::frames::{GoodbyeCode, Head, Heads, Kind, PREFACE_LEN, Piece};
 use crate::http::received::{Came, Received};
+use crate::http::writes::Writes;
 use crate::worker::Worker;
 
 /// So many frames beyond what traffic explains may come at once.
 const BURST: u32 = 10_000;
 /// So many of them come back per second.
 const PER_SECOND: u32 = 100;
-/// Streams whose end is waited for, and streams whose end is remembered. Of others nothing is known, and `h2` judges
-/// alone.
-const OPEN_STREAMS: usize = 512;
+/// Streams whose end is remembered. Of others nothing is known, and `h2` judges alone.
 const ENDED_STREAMS: usize = 128;
 
-/// A frame of a body that carries less may be one that `h2` counts as small, with as much padding as there may be.
-const SMALL: u32 = 512;
+/// A frame of a body that carries less may be one that `h2` counts as small, with as much padding as there may be; and each keeps all of what
+/// was read with it, 8 KiB and more, where those beside it have been taken.
+const SMALL: u32 = 4 * 1024;
 
 /// The kind of a GOAWAY, one that means nothing, and the last code of an error that means something (RFC 9113 sections 6.8
 /// and 7).
@@ -51,7 +52,7 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// A connection with eyes on its frames.
 pub(crate) struct Guarded {
-    io: Gathered,
+    writes: Writes,
     worker: Rc<Worker>,
     incoming: Incoming,
     outgoing: Outgoing,
@@ -63,18 +64,11 @@ pub(crate) struct Guarded {
 impl Guarded {
     pub(crate) fn new(io: Gathered, worker: Rc<Worker>, received: Rc<Received>) -> (Self, Rc<Watch>) {
         let watch = Rc::<Watch>::default();
-        let incoming = Incoming::new(worker.now());
-        let outgoing = Outgoing::default();
+        let incoming = Incoming::new(worker.now(), Rc::clone(&received));
+        let (outgoing, writes) = (Outgoing::default(), Writes::new(io, Rc::clone(&received), 0));
         let guarded =
-            Self { io, worker, incoming, outgoing, watch: Rc::clone(&watch), received, linger: None };
+            Self { writes, worker, incoming, outgoing, watch: Rc::clone(&watch), received, linger: None };
         (guarded, watch)
-    }
-
-    fn wrote(&mut self, bytes: &[u8]) {
-        self.incoming.budget.earn(self.outgoing.explains(bytes));
-        if let Some(bytes) = self.outgoing.opened.take() {
-            self.received.opens(bytes);
-        }
     }
 
     /// Reads and drops what still comes behind a GOAWAY of ours: a close with unread bytes would reset the connection
@@ -87,7 +81,7 @@ impl Guarded {
         let mut chunk = [MaybeUninit::uninit(); 4096];
         loop {
             let mut buf = ReadBuf::uninit(&mut chunk);
-            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf)) {
+            match ready!(Pin::new(self.writes.io()).poll_read(cx, &mut buf)) {
                 Ok(()) if !buf.filled().is_empty() => {}
                 Ok(()) | Err(_) => return Poll::Ready(()),
             }
@@ -107,7 +101,7 @@ impl AsyncRead for Guarded {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        ready!(Pin::new(this.writes.io()).poll_read(cx, buf))?;
         let now = || this.worker.now();
         let judged = this.incoming.judge(&mut buf.filled_mut()[before..], now);
         this.received.comes(std::mem::take(&mut this.incoming.came));
@@ -127,10 +121,7 @@ impl AsyncRead for Guarded {
 
 impl AsyncWrite for Guarded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let count = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
-        this.wrote(&buf[..count]);
-        Poll::Ready(Ok(count))
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -138,24 +129,22 @@ impl AsyncWrite for Guarded {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let count = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
-        written(bufs, count).for_each(|part| this.wrote(part));
-        Poll::Ready(Ok(count))
+        let Self { writes, incoming, outgoing, .. } = self.get_mut();
+        writes.poll_write_vectored(cx, bufs, |piece| incoming.budget.earn(outgoing.explains(piece)))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        Pin::new(self.get_mut().writes.io()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.linger.is_none() {
-            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+            ready!(this.writes.poll_shutdown(cx))?;
         }
         if this.outgoing.refuses {
             ready!(this.poll_linger(cx));
@@ -165,44 +154,28 @@ impl AsyncWrite for Guarded {
 }
 
 /// Our own frames.
+#[derive(Default)]
 struct Outgoing {
-    heads: Heads,
     /// While a GOAWAY passes.
     goodbye: Option<GoodbyeCode>,
     /// A GOAWAY named an error.
     refuses: bool,
-    /// While an update of the connection's window passes, and by how much those that have passed open it.
-    increment: Option<Increment>,
-    opened: Option<u32>,
-}
-
-impl Default for Outgoing {
-    fn default() -> Self {
-        Self { heads: Heads::after(0), goodbye: None, refuses: false, increment: None, opened: None }
-    }
 }
 
 impl Outgoing {
-    /// How many frames of the caller these explain: updates of windows, answers.
-    fn explains(&mut self, mut bytes: &[u8]) -> u32 {
-        let mut count = 0;
-        while let Some(piece) = self.heads.next(&mut bytes) {
-            match piece {
-                Piece::Head(head) => {
-                    self.goodbye = (head.kind == Kind::GoAway).then(GoodbyeCode::default);
-                    self.increment = Increment::of_connection(head);
-                    count += if matches!(head.kind, Kind::Data | Kind::Headers) { 4 } else { 0 };
-                }
-                Piece::Payload(payload) => {
-                    let code = self.goodbye.as_mut().and_then(|goodbye| goodbye.read(payload));
-                    self.refuses |= code.is_some_and(|code| code != 0);
-                    if let Some(bytes) = self.increment.as_mut().and_then(|read| read.read(payload)) {
-                        self.opened = Some(self.opened.unwrap_or_default() + bytes);
-                    }
-                }
+    /// How many frames of the caller this explains: updates of windows, answers.
+    fn explains(&mut self, piece: &Piece<'_>) -> u32 {
+        match piece {
+            Piece::Head(head) => {
+                self.goodbye = (head.kind == Kind::GoAway).then(GoodbyeCode::default);
+                if matches!(head.kind, Kind::Data | Kind::Headers) { 4 } else { 0 }
+            }
+            Piece::Payload(payload) => {
+                let code = self.goodbye.as_mut().and_then(|goodbye| goodbye.read(payload));
+                self.refuses |= code.is_some_and(|code| code != 0);
+                0
             }
         }
-        count
     }
 }
 
@@ -240,8 +213,10 @@ struct Incoming {
     /// Between HEADERS and the end of their block only CONTINUATION may come; `h2` sees to that.
     in_block: bool,
     last: u32,
-    /// Streams that the caller has begun and not ended, ascending.
-    open: Vec<u32>,
+    /// What it has begun and not ended, besides.
+    received: Rc<Received>,
+    /// Of the stream that the frame is of which passes, if part of that is padding.
+    padded: Option<u32>,
     /// Streams that it has ended, or reset, itself; the oldest is the next to be forgotten.
     ended: VecDeque<u32>,
     stopped: bool,
@@ -258,14 +233,15 @@ struct Incoming {
 }
 
 impl Incoming {
-    fn new(now: Tick) -> Self {
+    fn new(now: Tick, received: Rc<Received>) -> Self {
         Self {
             heads: Heads::after(PREFACE_LEN),
             setting: None,
             budget: Budget { left: BURST, since: now },
             in_block: false,
             last: 0,
-            open: Vec::new(),
+            received,
+            padded: None,
             ended: VecDeque::new(),
             stopped: false,
             of_block: false,
@@ -312,6 +288,7 @@ impl Incoming {
 
     fn head(&mut self, head: Head, now: impl Fn() -> Tick) -> Result<(), Fault> {
         self.setting = None;
+        self.padded = head.is_padded().then_some(head.stream);
         self.leaving = (head.kind == Kind::GoAway).then(GoodbyeCode::default);
         self.of_block = matches!(head.kind, Kind::Headers | Kind::Continuation);
         self.came.add(head);
@@ -346,6 +323,9 @@ impl Incoming {
             }
             Kind::Settings => {
                 self.setting = Some(([0; 6], 0));
+                if head.is_agreed() {
+                    self.received.flow().agrees();
+                }
                 false
             }
             _ => false,
@@ -360,10 +340,7 @@ impl Incoming {
 
     fn begin(&mut self, head: Head) {
         self.last = head.stream;
-        if self.open.len() == OPEN_STREAMS {
-            self.open.drain(..OPEN_STREAMS / 2);
-        }
-        self.open.push(head.stream);
+        self.received.flow().begins(head.stream);
         if head.ends_stream() {
             self.end(head.stream);
         }
@@ -371,8 +348,13 @@ impl Incoming {
 
     /// A frame on a stream that its sender has ended, or reset, itself.
     fn on_stream(&mut self, head: Head) -> Result<(), Fault> {
-        if self.open.binary_search(&head.stream).is_err() && self.ended.contains(&head.stream) {
-            return Err(Fault::new(Reason::STREAM_CLOSED, "stream_closed"));
+        let len = if head.kind == Kind::Data { head.len } else { 0 };
+        match self.received.flow().comes(head.stream, len) {
+            Comes::Unknown if self.ended.contains(&head.stream) => {
+                return Err(Fault::new(Reason::STREAM_CLOSED, "stream_closed"));
+            }
+            Comes::Beyond => return Err(Fault::new(Reason::FLOW_CONTROL_ERROR, "flow_control")),
+            Comes::Within | Comes::Unknown => {}
         }
         if head.ends_stream() {
             self.end(head.stream);
@@ -381,8 +363,7 @@ impl Incoming {
     }
 
     fn end(&mut self, stream: u32) {
-        if let Ok(at) = self.open.binary_search(&stream) {
-            self.open.remove(at);
+        if self.received.flow().ends(stream) {
             if self.ended.len() == ENDED_STREAMS {
                 self.ended.pop_front();
             }
@@ -393,6 +374,9 @@ impl Incoming {
     fn payload(&mut self, payload: &[u8]) -> Result<(), Fault> {
         let code = self.leaving.as_mut().and_then(|leaving| leaving.read(payload));
         self.goodbye |= code.is_some_and(|code| code <= LAST_CODE);
+        if let (Some(stream), Some(padding)) = (self.padded.take(), payload.first()) {
+            self.received.flow().pads(stream, 1 + u32::from(*padding));
+        }
         self.settings(payload)
     }
 
@@ -413,7 +397,7 @@ impl Incoming {
 
 /// What is found in a caller's bytes that come in such portions, all at the same moment: see `crate::parsers`.
 pub(crate) fn judge_portions(bytes: &[u8], portion: usize) -> Option<(usize, Fault)> {
-    let mut incoming = Incoming::new(Tick::ZERO);
+    let mut incoming = Incoming::new(Tick::ZERO, Rc::default());
     let mut before = 0;
     // What is judged may be written to.
     for part in bytes.to_vec().chunks_mut(portion.max(1)) {

@@ -24,6 +24,7 @@ use crate::error::Failure;
 use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
 use crate::http::estimate::SMALLEST;
+use crate::http::flow::UNBOUNDED;
 use crate::http::payload::{Backlog, Payload};
 use crate::http::received::Received;
 use crate::http::unread::Unread;
@@ -43,8 +44,8 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// Between proxies a connection carries requests of many callers: those that the application does not read must not take
 /// the window of those beside them.
 const MESH_WINDOW: u32 = SMALLEST * MAX_STREAMS;
-/// By so many streams' larger windows that grows when theirs do.
-const MESH_LARGER: u32 = 2;
+/// By so many streams' larger windows the connection's grows when theirs do.
+const LARGER: u32 = 2;
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 128;
 /// The same of the application beside us: directly it would have as many calls under way as the service takes (gRPC's libraries set no
@@ -126,7 +127,8 @@ fn is_stranger(link: &Link) -> bool {
 fn bounds(link: &Link) -> Bounds {
     let is_mesh = matches!(link.place, Place::Inbound(_) | Place::Hbone(_));
     let window = if is_mesh { MESH_WINDOW } else { CONNECTION_WINDOW };
-    Bounds { window, streams: MESH_LARGER, is_ours: is_mesh && link.caller.is_some() }
+    let is_beside_us = matches!(link.place, Place::Outbound(_));
+    Bounds { window, streams: LARGER, grows: !is_beside_us, is_stranger: is_stranger(link) }
 }
 
 fn builder(limits: &Limits, link: &Link) -> Builder {
@@ -144,7 +146,7 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
     };
     let mut builder = Builder::new();
     builder
-        .initial_window_size(SMALLEST)
+        .initial_window_size(UNBOUNDED)
         .initial_connection_window_size(bounds(link).window)
         .max_concurrent_streams(streams)
         .max_send_buffer_size(SEND_BUFFER)
@@ -253,6 +255,7 @@ impl Serving<'_> {
             accepted = self.connection.poll_accept(cx);
         }
         self.windows.make_room(&mut self.connection);
+        self.common.received.flow().watch(cx);
         if self.common.received.is_spent() && !self.going_away {
             // It is told so in the next turn.
             cx.waker().wake_by_ref();
@@ -264,6 +267,9 @@ impl Serving<'_> {
             let carries = self.connection.has_streams();
             self.common.entry.carries(carries);
             self.common.entry.watch(cx);
+            if let Some(updates) = self.common.received.flow().updates() {
+                self.flusher.put(&updates);
+            }
             if let Poll::Ready(Err(error)) = self.flusher.poll_flush(cx, !carries) {
                 tracing::debug!(peer = %self.link.peer, %error, "HTTP/2 connection broken");
                 return Poll::Ready(None);
@@ -446,16 +452,18 @@ async fn serve_stream(
     if let Down::H2(stream) = &mut down
         && stream.is_answered_early()
     {
-        linger(&conn, stream).await;
+        linger(&conn, stream, common.received.flow().grown()).await;
     }
     common.entry.progress(conn.worker.now());
 }
 
 /// Waits for a caller that was answered before its request was whole to end that, or to take it back. RST_STREAM right behind the
 /// response would be allowed (RFC 9113 section 8.1), but who has not read the response by then, as curl, knows of its failed upload alone.
-async fn linger(conn: &Conn, stream: &mut H2Stream) {
+///
+/// `more`: so much larger has its window become, and may be on its way.
+async fn linger(conn: &Conn, stream: &mut H2Stream, more: u32) {
     conn.entry.enter(Phase::Answered, conn.worker.now());
-    let mut left = LINGER_BYTES;
+    let mut left = LINGER_BYTES + u64::from(more);
     poll_fn(|cx| {
         let is_over = conn.entry.order().is_some_and(|order| order != Order::Drain);
         if is_over || stream.poll_linger(cx, &mut left).is_ready() {

@@ -8,8 +8,8 @@
 //! What counts is what was given on, not what came: whoever does not read makes no window grow. Where a larger window moved no
 //! more, more DATA on the way would only stand in a queue and make each answer later, so there it is large enough.
 //!
-//! A window never becomes smaller again. `h2` tells a peer of room in a stream only when some of it is released, so a stream all of which
-//! has been read when its window shrinks may stay below zero at its peer for good: nothing is left that could be released.
+//! A window never becomes smaller again: what a peer was told of it may send. That of a stream whose reader is slow is not told of again
+//! ([`super::flow`]).
 
 use std::time::Duration;
 

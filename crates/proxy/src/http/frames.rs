@@ -84,6 +84,21 @@ impl Head {
         self.has_flag_1()
     }
 
+    /// Whether it says that there is room in one stream.
+    pub(crate) fn is_of_stream(self) -> bool {
+        self.kind == Kind::WindowUpdate && self.stream != 0
+    }
+
+    /// The peer has agreed to our SETTINGS.
+    pub(crate) fn is_agreed(self) -> bool {
+        self.kind == Kind::Settings && self.has_flag_1()
+    }
+
+    /// A frame of a body part of which is padding: its first byte says how much besides itself.
+    pub(crate) fn is_padded(self) -> bool {
+        self.kind == Kind::Data && self.flags & 8 == 8
+    }
+
     /// Whether a block of fields goes on behind this frame, where one was or was not open before it.
     pub(crate) const fn leaves_block_open(self, before: bool) -> bool {
         let ends = self.flags & 4 == 4;
@@ -145,11 +160,6 @@ pub(crate) struct Increment {
 }
 
 impl Increment {
-    /// That of a frame about the whole connection.
-    pub(crate) fn of_connection(head: Head) -> Option<Self> {
-        (head.kind == Kind::WindowUpdate && head.stream == 0).then(Self::default)
-    }
-
     /// Takes more of the payload; the increment, once it is whole.
     pub(crate) fn read(&mut self, payload: &[u8]) -> Option<u32> {
         const END: usize = 4;
@@ -172,7 +182,7 @@ pub(crate) enum Piece<'b> {
 }
 
 /// Finds heads in whatever portions the bytes come.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Heads {
     head: [u8; HEAD_LEN],
     have: usize,
@@ -189,6 +199,11 @@ impl Heads {
     pub(crate) fn next_kind(&self) -> Option<usize> {
         const KIND_AT: usize = 3;
         (self.skip == 0).then(|| KIND_AT.checked_sub(self.have)).flatten()
+    }
+
+    /// Whether the next byte is the first one of a frame.
+    pub(crate) const fn is_between(&self) -> bool {
+        self.skip == 0 && self.have == 0
     }
 
     /// Whether bytes of the last head's payload are still to come.
@@ -263,15 +278,17 @@ mod tests {
     }
 
     #[test]
-    fn what_opens_the_window_of_a_connection_is_read_in_whatever_portions() {
+    fn what_opens_a_window_is_read_in_whatever_portions() {
         let bytes =
-            [frame(8, 0, 3, &[9; 4]), frame(8, 0, 0, &[0x80, 1, 2, 3]), frame(0, 0, 1, &[7; 5])].concat();
+            [frame(8, 0, 3, &[0x80, 1, 2, 3]), frame(6, 0, 0, &[9; 8]), frame(0, 0, 1, &[7; 5])].concat();
         for portion in 1..bytes.len() {
             let (mut heads, mut increment, mut found) = (Heads::after(0), None, Vec::new());
             for mut part in bytes.chunks(portion) {
                 while let Some(piece) = heads.next(&mut part) {
                     match piece {
-                        Piece::Head(head) => increment = Increment::of_connection(head),
+                        Piece::Head(head) => {
+                            increment = (head.kind == Kind::WindowUpdate).then(Increment::default);
+                        }
                         Piece::Payload(payload) => {
                             found.extend(increment.as_mut().and_then(|increment| increment.read(payload)));
                         }

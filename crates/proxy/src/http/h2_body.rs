@@ -37,7 +37,8 @@ impl H2Source {
 
     fn of(incoming: Incoming, received: &Rc<Received>, limits: &Limits) -> Self {
         let trailers = (limits.header_count, limits.trailer_bytes);
-        Self { incoming, part: Part::new(received), data_ended: false, trailers }
+        let part = Part::new(received, incoming.stream());
+        Self { incoming, part, data_ended: false, trailers }
     }
 
     /// No frame will follow.
@@ -49,15 +50,19 @@ impl H2Source {
     /// takes no further one before that is sent on.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         while !self.data_ended {
-            match ready!(self.incoming.poll_data(cx)) {
-                Some(data) => {
+            match self.incoming.poll_data(cx) {
+                Poll::Ready(Some(data)) => {
                     let data = data?;
                     self.part.gives(data.len());
                     if !data.is_empty() {
                         return Poll::Ready(Ok(Frame::Data(data)));
                     }
                 }
-                None => self.data_ended = true,
+                Poll::Ready(None) => self.data_ended = true,
+                Poll::Pending => {
+                    self.part.waits();
+                    return Poll::Pending;
+                }
             }
         }
         let trailers = ready!(self.incoming.poll_trailers(cx))?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod convert;
 pub(crate) mod estimate;
+pub(crate) mod flow;
 pub(crate) mod frames;
 pub(crate) mod h2_body;
 pub(crate) mod payload;
@@ -11,3 +12,4 @@ pub(crate) mod tunnel;
 pub(crate) mod unread;
 pub(crate) mod upgrade;
 pub(crate) mod windows;
+pub(crate) mod writes;

@@ -1,9 +1,13 @@
 //! What has come on one HTTP/2 connection, as the heads of its frames tell, and what its streams have given on of that. Whoever sets
-//! the windows of the connection goes by it ([`super::windows`]), and whoever looks for one that takes another stream.
+//! the windows of the connection goes by it ([`super::windows`]), as do those of its streams ([`super::flow`]), and whoever looks for one
+//! that takes another stream.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
+use tokio::time::Instant;
+
+use super::flow::{Flow, Told};
 use super::frames::{Head, Kind};
 use super::windows::WIDEST;
 
@@ -57,6 +61,7 @@ pub(crate) struct Received {
     small_frames: u64,
     /// What a byte of those streams costs, all together.
     tiny: Cell<u64>,
+    flow: Flow,
 }
 
 impl Received {
@@ -80,8 +85,21 @@ impl Received {
         self.came.get()
     }
 
+    /// Windows of its streams.
+    pub(crate) const fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    /// `h2` has told of so much room, in a stream or (0) in all.
+    pub(super) fn was_told(&self, stream: u32, bytes: u32) {
+        match stream {
+            0 => self.opens(bytes),
+            _ => self.flow.has_told(stream, bytes),
+        }
+    }
+
     /// The peer is told that it may send so much more on the connection.
-    pub(crate) fn opens(&self, bytes: u32) {
+    pub(super) fn opens(&self, bytes: u32) {
         self.opened.set(self.opened.get() + u64::from(bytes));
     }
 
@@ -136,6 +154,7 @@ impl Received {
 #[derive(Debug)]
 pub(crate) struct Part {
     received: Rc<Received>,
+    told: Told,
     round: u32,
     /// What it has given on in that round.
     bytes: u32,
@@ -147,9 +166,14 @@ pub(crate) struct Part {
 }
 
 impl Part {
-    pub(crate) fn new(received: &Rc<Received>) -> Self {
-        let received = Rc::clone(received);
-        Self { received, round: 0, bytes: 0, frames: 0, carried: 0, tiny: 0 }
+    pub(crate) fn new(received: &Rc<Received>, stream: u32) -> Self {
+        let (received, told) = (Rc::clone(received), Told::new(stream));
+        Self { received, told, round: 0, bytes: 0, frames: 0, carried: 0, tiny: 0 }
+    }
+
+    /// There is nothing to give on.
+    pub(crate) fn waits(&mut self) {
+        self.told.waits(Instant::now);
     }
 
     /// A frame that carries so much was taken by whoever has room for it.
@@ -166,6 +190,7 @@ impl Part {
         if self.frames == BATCH {
             self.judge();
         }
+        self.told.gives(bytes, self.tiny > 0, &self.received.flow, Instant::now);
     }
 
     fn judge(&mut self) {

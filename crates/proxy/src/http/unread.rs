@@ -148,6 +148,14 @@ impl Incoming {
         Self::Joined(body)
     }
 
+    /// Its stream's number.
+    pub(crate) fn stream(&self) -> u32 {
+        match self {
+            Self::Own(recv) => recv.stream_id().as_u32(),
+            Self::Joined(body) => body.borrow().recv.stream_id().as_u32(),
+        }
+    }
+
     /// No frame will follow.
     pub(crate) fn is_end(&self) -> bool {
         match self {

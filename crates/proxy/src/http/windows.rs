@@ -1,11 +1,7 @@
 //! The windows of one HTTP/2 connection: how much of each stream may be on its way to us unread. A stream moves no more than
 //! its window in each round trip, so over a distance it has to be larger; and what its reader does not read of it is our memory.
-//! So windows begin small, and grow on connections one of whose streams is seen to need it ([`super::estimate`]). They stay so until the
-//! connection ends.
-//!
-//! That is so between proxies of ours alone. A peer may use a larger window as soon as it has heard of it, before it says so (RFC 9113
-//! section 6.5.3), and some do (Jetty); `h2` goes by the old one until then, and resets the stream. Others have a stream that stood still
-//! wait for a WINDOW_UPDATE of its own, which `h2` has no reason to send (the JDK's client, curl before 8.2).
+//! So windows begin small, and grow on connections one of whose streams is seen to need it ([`super::estimate`]). From then on each of its
+//! streams may have as much that is read as it comes ([`super::flow`] tells the peer), until the connection ends.
 //!
 //! The window of the connection grows as well, and again whenever half of it lies here unread, so that streams that are not read
 //! leave those beside them room. What it has grown by comes out of what the whole process has for it, of which what
@@ -31,6 +27,8 @@ const PART: u64 = 8;
 /// Of four parts of it so many are for streams' larger windows, and so many for what lies unread: callers choose what they do not read.
 const STREAMS: u64 = 3;
 const UNREAD: u64 = 2;
+/// The same for all connections of strangers, whatever they take it for.
+const STRANGERS: u64 = 2;
 /// No connection's window is larger: it can be full of frames that are small.
 pub(super) const WIDEST: u32 = 48 * 1024 * 1024;
 
@@ -41,6 +39,8 @@ pub(crate) struct Budget {
     taken: AtomicU64,
     /// For what lies unread.
     unread: AtomicU64,
+    /// By strangers.
+    strangers: AtomicU64,
     /// How often it was asked for in vain.
     refused: AtomicU64,
     /// Memory is short.
@@ -49,8 +49,8 @@ pub(crate) struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        let (taken, unread, refused, tight) = Default::default();
-        Self { most: AtomicU64::new(ALL), taken, unread, refused, tight }
+        let (taken, unread, strangers, refused, tight) = Default::default();
+        Self { most: AtomicU64::new(ALL), taken, unread, strangers, refused, tight }
     }
 }
 
@@ -97,16 +97,22 @@ impl Budget {
         self.most() / 4 * STREAMS
     }
 
-    fn take(&self, bytes: u32, why: For) -> bool {
+    fn take(&self, bytes: u32, why: For, is_stranger: bool) -> bool {
         let (bytes, is_unread) = (u64::from(bytes), why == For::Unread);
-        let most = if is_unread { self.most() } else { self.for_streams() };
-        let is_refused = || is_unread && !add(&self.unread, bytes, self.most() / 4 * UNREAD);
-        if self.tight.load(Ordering::Relaxed) || is_refused() {
+        let part = |parts: u64| self.most() / 4 * parts;
+        let sums = [
+            (is_unread, &self.unread, part(UNREAD)),
+            (is_stranger, &self.strangers, part(STRANGERS)),
+            (true, &self.taken, if is_unread { self.most() } else { self.for_streams() }),
+        ];
+        if self.tight.load(Ordering::Relaxed) {
             return false;
         }
-        let takes = add(&self.taken, bytes, most);
-        if !takes && is_unread {
-            self.unread.fetch_sub(bytes, Ordering::Relaxed);
+        let counting = || sums.iter().filter(|(counts, ..)| *counts);
+        let taken = counting().take_while(|(_, sum, most)| add(sum, bytes, *most)).count();
+        let takes = taken == counting().count();
+        if !takes {
+            counting().take(taken).for_each(|(_, sum, _)| _ = sum.fetch_sub(bytes, Ordering::Relaxed));
         }
         takes
     }
@@ -116,8 +122,11 @@ impl Budget {
     }
 
     /// So much of it was for what lay unread.
-    fn give_back(&self, bytes: u32, unread: u32) {
+    fn give_back(&self, bytes: u32, unread: u32, is_stranger: bool) {
         self.taken.fetch_sub(bytes.into(), Ordering::Relaxed);
+        if is_stranger {
+            self.strangers.fetch_sub(bytes.into(), Ordering::Relaxed);
+        }
         self.unread.fetch_sub(unread.into(), Ordering::Relaxed);
     }
 
@@ -128,11 +137,9 @@ impl Budget {
     }
 }
 
-/// A connection whose windows can be set.
+/// A connection whose window can be set.
 pub(crate) trait Connection {
-    /// Of each stream; false: the last one has not been agreed to yet.
-    fn set_stream_window(&mut self, window: u32) -> bool;
-    /// Of all together.
+    /// Of all of its streams together.
     fn set_window(&mut self, window: u32);
 }
 
@@ -141,10 +148,6 @@ where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     B: bytes::Buf,
 {
-    fn set_stream_window(&mut self, window: u32) -> bool {
-        self.set_initial_window_size(window).is_ok()
-    }
-
     fn set_window(&mut self, window: u32) {
         self.set_target_window_size(window);
     }
@@ -155,10 +158,6 @@ where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     B: bytes::Buf,
 {
-    fn set_stream_window(&mut self, window: u32) -> bool {
-        self.set_initial_window_size(window).is_ok()
-    }
-
     fn set_window(&mut self, window: u32) {
         self.set_target_window_size(window);
     }
@@ -171,8 +170,10 @@ pub(crate) struct Bounds {
     pub(crate) window: u32,
     /// By so many streams' larger windows it grows when theirs do.
     pub(crate) streams: u32,
-    /// It is with a proxy of ours, and so they grow.
-    pub(crate) is_ours: bool,
+    /// They grow: it is not with the application beside us.
+    pub(crate) grows: bool,
+    /// Its caller has proven no identity, and all of those have a part of what windows may grow by.
+    pub(crate) is_stranger: bool,
 }
 
 /// See the module's text.
@@ -201,7 +202,7 @@ impl Windows {
 
     /// The connection's task has a turn, and polls the connection behind it. `answered`: a PING of whoever has been. True: one is to be sent.
     pub(crate) fn turn(&mut self, answered: bool, may_ask: bool, connection: &mut impl Connection) -> bool {
-        if !self.bounds.is_ours {
+        if !self.bounds.grows {
             return false;
         }
         let is_due = may_ask && self.estimate.is_enough(self.received.most());
@@ -238,12 +239,10 @@ impl Windows {
             return;
         }
         // Of one that was widened nothing more may be wanted.
-        if more > 0 && !self.budget.take(more, For::Streams) {
+        if more > 0 && !self.budget.take(more, For::Streams, self.bounds.is_stranger) {
             return self.budget.refuses();
         }
-        if !connection.set_stream_window(wanted) {
-            return self.budget.give_back(more, 0);
-        }
+        self.received.flow().widens(wanted);
         self.grown += more;
         connection.set_window(self.window());
         self.estimate.grows(wanted);
@@ -271,7 +270,7 @@ impl Windows {
         if more == 0 || self.received.has_tiny(self.estimate.window()) {
             return false;
         }
-        if !self.budget.take(more, For::Unread) {
+        if !self.budget.take(more, For::Unread, self.bounds.is_stranger) {
             // Asked for with each poll, it is one refusal.
             if !self.received.is_crowded() {
                 self.budget.refuses();
@@ -289,7 +288,7 @@ impl Windows {
 impl Drop for Windows {
     /// Before that the peer may send as much at any time, whatever it was told since.
     fn drop(&mut self) {
-        self.budget.give_back(self.grown, self.widened);
+        self.budget.give_back(self.grown, self.widened, self.bounds.is_stranger);
     }
 }
 

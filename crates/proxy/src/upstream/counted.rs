@@ -1,4 +1,4 @@
-//! What comes on a connection to an endpoint, and what its window is opened by, counted by the heads of the frames below `h2`.
+//! What comes on a connection to an endpoint, counted by the heads of the frames below `h2`.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -7,46 +7,59 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::gather::{Gathered, written};
-use crate::http::frames::{Heads, Increment, PREFACE_LEN, Piece};
+use crate::gather::Gathered;
+use crate::http::frames::{Head, Heads, Kind, PREFACE_LEN, Piece};
 use crate::http::received::{Came, Received};
+use crate::http::writes::Writes;
 
 /// See the module's text.
 pub(super) struct Counted {
-    io: Gathered,
+    writes: Writes,
     received: Rc<Received>,
     incoming: Heads,
-    outgoing: Heads,
-    /// While an update of the connection's window passes.
-    increment: Option<Increment>,
+    /// Of the stream that the frame is of which passes, if part of that is padding.
+    padded: Option<u32>,
 }
 
 impl Counted {
-    pub(super) const fn new(io: Gathered, received: Rc<Received>) -> Self {
-        let (incoming, outgoing) = (Heads::after(0), Heads::after(PREFACE_LEN));
-        Self { io, received, incoming, outgoing, increment: None }
+    pub(super) fn new(io: Gathered, received: Rc<Received>) -> Self {
+        let writes = Writes::new(io, Rc::clone(&received), PREFACE_LEN);
+        Self { writes, received, incoming: Heads::after(0), padded: None }
     }
 
     fn comes(&mut self, mut bytes: &[u8]) {
         let mut came = Came::default();
         while let Some(piece) = self.incoming.next(&mut bytes) {
-            if let Piece::Head(head) = piece {
-                came.add(head);
+            match piece {
+                Piece::Head(head) => {
+                    came.add(head);
+                    self.begins(head);
+                }
+                Piece::Payload(payload) => {
+                    if let Some(stream) = self.padded.take() {
+                        self.received.flow().pads(stream, 1 + u32::from(payload[0]));
+                    }
+                }
             }
         }
         self.received.comes(came);
     }
 
-    fn goes(&mut self, mut bytes: &[u8]) {
-        while let Some(piece) = self.outgoing.next(&mut bytes) {
-            match piece {
-                Piece::Head(head) => self.increment = Increment::of_connection(head),
-                Piece::Payload(payload) => {
-                    if let Some(bytes) = self.increment.as_mut().and_then(|read| read.read(payload)) {
-                        self.received.opens(bytes);
-                    }
+    fn begins(&mut self, head: Head) {
+        let flow = self.received.flow();
+        self.padded = head.is_padded().then_some(head.stream);
+        match head.kind {
+            Kind::Data => {
+                // An endpoint that takes more room than it was told of takes it from its own other streams; that of all is `h2`'s.
+                flow.comes(head.stream, head.len);
+                if head.ends_stream() {
+                    flow.ends(head.stream);
                 }
             }
+            Kind::Headers if head.ends_stream() => _ = flow.ends(head.stream),
+            Kind::Reset => _ = flow.ends(head.stream),
+            Kind::Settings if head.is_agreed() => flow.agrees(),
+            _ => {}
         }
     }
 }
@@ -55,7 +68,7 @@ impl AsyncRead for Counted {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        ready!(Pin::new(this.writes.io()).poll_read(cx, buf))?;
         this.comes(&buf.filled()[before..]);
         Poll::Ready(Ok(()))
     }
@@ -71,21 +84,25 @@ impl AsyncWrite for Counted {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let count = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
-        written(bufs, count).for_each(|part| this.goes(part));
-        Poll::Ready(Ok(count))
+        let Self { writes, received, .. } = self.get_mut();
+        writes.poll_write_vectored(cx, bufs, |piece| {
+            if let Piece::Head(head) = piece
+                && head.kind == Kind::Headers
+            {
+                received.flow().begins(head.stream);
+            }
+        })
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        Pin::new(self.get_mut().writes.io()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        self.get_mut().writes.poll_shutdown(cx)
     }
 }

@@ -27,6 +27,7 @@ use crate::error::{Failure, Retry};
 use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
 use crate::http::estimate::SMALLEST;
+use crate::http::flow::UNBOUNDED;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
 use crate::http::received::Received;
@@ -83,7 +84,7 @@ const SILENT: &str = "no answer to a PING within 5 s: the connection leads nowhe
 fn builder(limits: &Limits) -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
-        .initial_window_size(SMALLEST)
+        .initial_window_size(UNBOUNDED)
         .initial_connection_window_size(CONNECTION_WINDOW)
         // Until the peer has said how many it takes: what is more it may refuse, and some take one.
         .initial_max_send_streams(1)
@@ -140,6 +141,7 @@ impl H2Connection {
         now: Tick,
         svid: Option<Validity>,
         budget: &Arc<Budget>,
+        may_be_far: bool,
     ) -> Result<Rc<Self>, Failure> {
         let (gathered, flusher) = Gathered::new(io);
         let received = Rc::new(Received::new(SMALL_FRAMES));
@@ -150,7 +152,8 @@ impl H2Connection {
         let (ended, left) = (Rc::<Cell<bool>>::default(), Rc::<Cell<bool>>::default());
         let (pings, alive) = (Rc::<Pings>::default(), Rc::new(Alive::new(now, svid.is_some())));
 
-        let bounds = Bounds { window: CONNECTION_WINDOW, streams: LARGER, is_ours: svid.is_some() };
+        let bounds =
+            Bounds { window: CONNECTION_WINDOW, streams: LARGER, grows: may_be_far, is_stranger: false };
         let task = Task {
             windows: Box::new(Windows::new(Rc::clone(&received), Arc::clone(budget), bounds)),
             received: Rc::clone(&received),

@@ -308,5 +308,7 @@ async fn dial(
     };
     let opened = Opened::new(pool, permit, worker.connected(), (asked, stood));
     let Shared { settings, memory, .. } = &*worker.shared;
-    H2Connection::start(io, &settings.limits, opened, worker.now(), svid, memory.windows()).await
+    // Of the application beside us it is not.
+    let may_be_far = svid.is_some() || to.service.is_some();
+    H2Connection::start(io, &settings.limits, opened, worker.now(), svid, memory.windows(), may_be_far).await
 }

@@ -60,6 +60,10 @@ impl Task {
             }
             let done = Pin::new(&mut connection).poll(cx);
             self.windows.make_room(&mut connection);
+            self.received.flow().watch(cx);
+            if let Some(updates) = self.received.flow().updates() {
+                self.flusher.put(&updates);
+            }
             self.pings.moved();
             if !self.pings.is_under_way() {
                 let before = std::mem::replace(&mut frames, self.received.came().frames);

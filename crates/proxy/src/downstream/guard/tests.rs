@@ -18,7 +18,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 fn begun() -> Incoming {
-    let mut incoming = Incoming::new(Tick::ZERO);
+    let mut incoming = Incoming::new(Tick::ZERO, Rc::default());
     assert_eq!(incoming.judge(&mut PREFACE.to_vec(), || Tick::ZERO), None);
     incoming
 }
@@ -54,19 +54,29 @@ fn bodies_and_trailers_pass_and_so_does_what_races_with_our_own_reset() {
     ] {
         assert_eq!(judge(&mut incoming, &bytes), None);
     }
-    assert!(incoming.open.is_empty());
+    assert_eq!(incoming.received.flow().count(), 0);
 }
 
 #[test]
 fn streams_without_end_cost_a_bounded_memory() {
     let mut incoming = begun();
-    for stream in (1..20_000).step_by(2) {
+    for stream in (1..40_000).step_by(2) {
         assert_eq!(judge(&mut incoming, &frame(1, BLOCK, stream, b"h")), None);
     }
-    assert!(incoming.open.len() <= OPEN_STREAMS && incoming.open.capacity() <= 2 * OPEN_STREAMS);
+    assert!(incoming.received.flow().count() <= 8 * 1024);
     assert_eq!(judge(&mut incoming, &frame(0, 0, 1, b"d")), None, "of old ones nothing is known");
-    assert_eq!(judge(&mut incoming, &frame(0, END_STREAM, 19_999, b"d")), None);
-    assert_eq!(judge(&mut incoming, &frame(0, 0, 19_999, b"d")), Some("stream_closed"));
+    assert_eq!(judge(&mut incoming, &frame(0, END_STREAM, 39_999, b"d")), None);
+    assert_eq!(judge(&mut incoming, &frame(0, 0, 39_999, b"d")), Some("stream_closed"));
+}
+
+#[test]
+fn more_than_a_stream_has_room_for_is_a_fault() {
+    let mut incoming = begun();
+    assert_eq!(judge(&mut incoming, &frame(1, BLOCK, 1, b"h")), None);
+    for _ in 0..8 {
+        assert_eq!(judge(&mut incoming, &frame(0, 0, 1, &[b'd'; 16 * 1024])), None);
+    }
+    assert_eq!(judge(&mut incoming, &frame(0, 0, 1, b"d")), Some("flow_control"));
 }
 
 #[test]
@@ -172,7 +182,13 @@ fn a_goodbye_with_an_error_is_one_that_is_waited_for() {
         for portion in [1, 3, 100] {
             let mut outgoing = Outgoing::default();
             let bytes = [frame(0, 0, 1, &[9; 20]), frame(7, 0, 0, &goodbye(code))].concat();
-            let explained: u32 = bytes.chunks(portion).map(|part| outgoing.explains(part)).sum();
+            let mut heads = Heads::after(0);
+            let mut explain = |mut part: &[u8]| {
+                std::iter::from_fn(|| heads.next(&mut part))
+                    .map(|piece| outgoing.explains(&piece))
+                    .sum::<u32>()
+            };
+            let explained: u32 = bytes.chunks(portion).map(&mut explain).sum();
             assert_eq!((explained, outgoing.refuses), (4, refuses));
         }
     }

@@ -16,7 +16,7 @@ fn open() -> Rc<Received> {
 #[test]
 fn the_stream_that_gives_on_most_counts() {
     let received = open();
-    let (mut one, mut other) = (Part::new(&received), Part::new(&received));
+    let (mut one, mut other) = (Part::new(&received, 1), Part::new(&received, 1));
     one.gives(100);
     other.gives(70);
     other.gives(20);
@@ -52,7 +52,7 @@ fn streams_of_tiny_frames_are_known_as_long_as_they_are_such() {
     let received = Rc::new(Received::new(16 << 20));
     let tell = |part: &mut Part, carries: usize| (0..BATCH).for_each(|_| part.gives(carries));
     let has_tiny = || received.has_tiny(u32::MAX);
-    let (mut small, mut large) = (Part::new(&received), Part::new(&received));
+    let (mut small, mut large) = (Part::new(&received, 1), Part::new(&received, 1));
     tell(&mut large, 200);
     assert!(!has_tiny());
     tell(&mut small, 100);
@@ -72,7 +72,7 @@ fn streams_of_tiny_frames_are_known_as_long_as_they_are_such() {
 #[test]
 fn tiny_frames_matter_where_windows_full_of_them_cost_half_of_what_they_may() {
     let received = Rc::new(Received::new(16 << 20));
-    let mut parts = [Part::new(&received), Part::new(&received)];
+    let mut parts = [Part::new(&received, 1), Part::new(&received, 1)];
     let mut tell = |at: usize, carries: usize| (0..BATCH).for_each(|_| parts[at].gives(carries));
     tell(0, 32);
     // Each byte of it costs eight.

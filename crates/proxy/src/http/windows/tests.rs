@@ -3,27 +3,18 @@ use std::time::Duration;
 use super::*;
 use crate::http::received::{Came, Part};
 
-/// A connection that agrees to what it is told, or does not.
+/// What a connection is told.
 struct Told {
-    agrees: bool,
-    streams: Vec<u32>,
     window: u32,
 }
 
 impl Connection for Told {
-    fn set_stream_window(&mut self, window: u32) -> bool {
-        if self.agrees {
-            self.streams.push(window);
-        }
-        self.agrees
-    }
-
     fn set_window(&mut self, window: u32) {
         self.window = window;
     }
 }
 
-const BOUNDS: Bounds = Bounds { window: 1 << 20, streams: 2, is_ours: true };
+const BOUNDS: Bounds = Bounds { window: 1 << 20, streams: 2, grows: true, is_stranger: false };
 
 struct Tried {
     received: Rc<Received>,
@@ -38,8 +29,8 @@ impl Tried {
         let received = Rc::new(Received::new(16 << 20));
         received.opens(u32::MAX);
         let windows = Windows::new(Rc::clone(&received), Arc::clone(budget), bounds);
-        let told = Told { agrees: true, streams: Vec::new(), window: bounds.window };
-        Self { part: Part::new(&received), received, windows, told, now: Tick::ZERO }
+        let told = Told { window: bounds.window };
+        Self { part: Part::new(&received, 1), received, windows, told, now: Tick::ZERO }
     }
 
     fn look(&mut self, millis: u64, answered: bool) -> bool {
@@ -73,7 +64,7 @@ fn windows_follow_a_transfer_and_what_they_have_grown_by_is_given_back_at_the_en
     let budget = Arc::<Budget>::default();
     let mut tried = Tried::new(&budget, BOUNDS);
     assert_eq!(tried.transfer(8), LARGEST);
-    assert_eq!(tried.told.streams, [256, 512, 1024, 2048, 4096].map(|kibi| kibi << 10));
+    assert_eq!(tried.received.flow().window(), LARGEST);
     let grown = 2 * (LARGEST - SMALLEST);
     assert_eq!(tried.told.window, BOUNDS.window + grown);
     assert_eq!(budget.taken(), u64::from(grown));
@@ -116,6 +107,27 @@ fn where_the_budget_is_used_up_windows_stay() {
     assert_eq!(budget.taken(), 0);
 }
 
+#[test]
+fn strangers_have_half_of_the_budget_whatever_for_and_leave_proxies_of_ours_the_rest() {
+    let budget = Arc::<Budget>::default();
+    let grown = u64::from(BOUNDS.streams * SMALLEST);
+    budget.bound(8 * grown * PART);
+    let strange = || Tried::new(&budget, Bounds { is_stranger: true, ..BOUNDS });
+    let mut strangers = [strange(), strange(), strange()];
+    assert_eq!(strangers[0].transfer(1), 2 * SMALLEST);
+    strangers[0].received.comes(Came { frames: 1, data: u32::MAX.into() });
+    // Half of a window of 1.25 MiB is 2.5 times what its streams took.
+    let before = budget.taken();
+    strangers[0].windows.make_room(&mut strangers[0].told);
+    assert!(budget.taken() > before && !strangers[0].received.is_crowded());
+    assert_eq!(strangers[1].transfer(8), SMALLEST, "less than a step of a half is left");
+    let mut ours = Tried::new(&budget, BOUNDS);
+    assert_eq!(ours.transfer(1), 2 * SMALLEST);
+    drop(strangers);
+    assert_eq!(budget.strangers.load(Ordering::Relaxed), 0);
+    assert_eq!((budget.taken(), strange().transfer(1)), (grown, 2 * SMALLEST));
+}
+
 /// Callers choose what they do not read.
 #[test]
 fn what_lies_unread_has_half_of_the_budget_and_leaves_streams_the_rest() {
@@ -138,14 +150,14 @@ fn what_lies_unread_has_half_of_the_budget_and_leaves_streams_the_rest() {
 }
 
 #[test]
-fn whoever_is_no_proxy_of_ours_is_told_nothing() {
-    let mut tried = Tried::new(&Arc::default(), Bounds { is_ours: false, ..BOUNDS });
+fn the_application_beside_us_is_told_nothing() {
+    let mut tried = Tried::new(&Arc::default(), Bounds { grows: false, ..BOUNDS });
     for answered in [false, true] {
         tried.moves(LARGEST);
         assert!(!tried.windows.turn(answered, true, &mut tried.told));
     }
     tried.windows.make_room(&mut tried.told);
-    assert_eq!((tried.told.streams, tried.told.window), (vec![], BOUNDS.window));
+    assert_eq!((tried.received.flow().window(), tried.told.window), (SMALLEST, BOUNDS.window));
 }
 
 /// Its life may be days, and what it has grown by would be nobody else's.
@@ -232,20 +244,9 @@ fn where_memory_is_short_nothing_grows() {
 }
 
 #[test]
-fn what_a_peer_does_not_agree_to_costs_nothing() {
-    let budget = Arc::<Budget>::default();
-    let mut tried = Tried::new(&budget, BOUNDS);
-    tried.told.agrees = false;
-    assert_eq!(tried.transfer(4), SMALLEST);
-    assert_eq!((budget.taken(), tried.told.window), (0, BOUNDS.window));
-    tried.told.agrees = true;
-    assert_eq!(tried.transfer(1), 2 * SMALLEST);
-}
-
-#[test]
 fn beside_what_is_not_read_and_beside_tiny_messages_nothing_grows() {
     let mut tried = Tried::new(&Arc::default(), BOUNDS);
-    let mut tiny = Part::new(&tried.received);
+    let mut tiny = Part::new(&tried.received, 1);
     (0..64).for_each(|_| tiny.gives(4));
     assert_eq!(tried.transfer(4), SMALLEST);
     drop(tiny);

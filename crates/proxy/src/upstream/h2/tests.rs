@@ -31,7 +31,8 @@ where
     let opened = Opened::new(pool, None, gauges.connected(), (Tick::ZERO, Tick::ZERO));
     let io = Replayed::new(bytes::BytesMut::new(), Io::Tcp(tcp));
     let made =
-        H2Connection::start(io, &Limits::default(), opened, Tick::ZERO, None, &Arc::default()).await.unwrap();
+        H2Connection::start(io, &Limits::default(), opened, Tick::ZERO, None, &Arc::default(), true).await;
+    let made = made.unwrap();
     while made.is_new() {
         yield_now().await;
     }

@@ -119,7 +119,7 @@ async fn awaited(
     opened.patience = patience;
     let io = Replayed::new(bytes::BytesMut::new(), Io::Tcp(TcpStream::connect(address).await.unwrap()));
     let limits = meshwork_http1::Limits::default();
-    Box::pin(H2Connection::start(io, &limits, opened, Tick::ZERO, svid, &Arc::default())).await.unwrap()
+    Box::pin(H2Connection::start(io, &limits, opened, Tick::ZERO, svid, &Arc::default(), true)).await.unwrap()
 }
 
 async fn opens(connection: &Rc<H2Connection>) -> H2Exchange {
