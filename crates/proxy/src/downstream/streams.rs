@@ -463,7 +463,8 @@ async fn serve_stream(
 /// `more`: so much larger has its window become, and may be on its way.
 async fn linger(conn: &Conn, stream: &mut H2Stream, more: u32) {
     conn.entry.enter(Phase::Answered, conn.worker.now());
-    let mut left = LINGER_BYTES + u64::from(more);
+    // It is told of room as it is taken.
+    let mut left = LINGER_BYTES + u64::from(more + more / 4);
     poll_fn(|cx| {
         let is_over = conn.entry.order().is_some_and(|order| order != Order::Drain);
         if is_over || stream.poll_linger(cx, &mut left).is_ready() {

@@ -19,6 +19,8 @@ use meshwork_base::Tick;
 pub(crate) const SMALLEST: u32 = 128 * 1024;
 /// The same at most: 80 MB/s at 50 ms.
 pub(crate) const LARGEST: u32 = 4 * 1024 * 1024;
+/// Bytes per second of one stream for which a window is large enough, however near its peer is.
+const FAST: u64 = 250_000_000;
 /// So soon after an answer that has led to nothing the next PING is sent, and later and later.
 const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(640);
@@ -82,7 +84,7 @@ impl Estimate {
         let rate = u128::from(bytes) * Duration::from_secs(1).as_nanos() / round_trip;
         self.seen = u64::try_from(rate).unwrap_or(u64::MAX);
         let is_faster = self.seen >= self.rate.saturating_add(self.rate / 4);
-        (is_faster && self.window < LARGEST).then(|| (self.window * 2).min(LARGEST))
+        (is_faster && self.seen < FAST && self.window < LARGEST).then(|| (self.window * 2).min(LARGEST))
     }
 
     /// The window is this one from now on.

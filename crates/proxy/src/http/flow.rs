@@ -10,6 +10,7 @@
 //! ```
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::task::{Context, Waker};
 
 use tokio::time::Instant;
@@ -20,6 +21,8 @@ use super::estimate::SMALLEST;
 pub(crate) const UNBOUNDED: u32 = (1 << 31) - 1;
 /// So much has a stream to have given on at least before `h2` tells it of room in that.
 const FAR: u64 = 1 << 29;
+/// So many times what it has given on may be on the way of a stream: it has the largest window after three round trips.
+const EARNED: u64 = 8;
 /// Streams that are known. More are open only at peers who begin what they may not.
 const STREAMS: usize = 8 * 1024;
 /// What has come of padding before its peer is told that there is room for it again.
@@ -63,7 +66,7 @@ pub(crate) struct Flow {
     owes: Cell<bool>,
     owed: RefCell<Vec<(u32, u32)>>,
     /// Ascending.
-    open: RefCell<Vec<Open>>,
+    open: RefCell<VecDeque<Open>>,
     /// Padding of all of them that `h2` has released by itself, as it has what was given on.
     padding: Cell<u64>,
     /// The youngest stream.
@@ -79,7 +82,7 @@ impl Default for Flow {
     }
 }
 
-fn find(open: &[Open], stream: u32) -> Result<usize, usize> {
+fn find(open: &VecDeque<Open>, stream: u32) -> Result<usize, usize> {
     open.binary_search_by_key(&stream, |open| open.stream)
 }
 
@@ -131,7 +134,7 @@ impl Flow {
         if open.len() == STREAMS {
             open.drain(..STREAMS / 2);
         }
-        open.push(Open { stream, left: SMALLEST, padding: 0, untold: 0 });
+        open.push_back(Open { stream, left: SMALLEST, padding: 0, untold: 0 });
     }
 
     /// A frame of its body has come, of this length.
@@ -256,7 +259,9 @@ pub(crate) struct Told {
     told: u64,
     /// When so much has been given on it is looked at.
     next: u64,
-    /// When all that had come was read last.
+    /// All that has come was read.
+    waits: bool,
+    /// When that was so last.
     drained: Option<Instant>,
 }
 
@@ -269,27 +274,30 @@ const fn most_of(window: u32) -> u64 {
 impl Told {
     pub(super) fn new(stream: u32) -> Self {
         let told = u64::from(SMALLEST);
-        Self { stream, given: 0, told, next: told - most_of(SMALLEST), drained: None }
+        Self { stream, given: 0, told, next: told - most_of(SMALLEST), waits: false, drained: None }
     }
 
     /// There is nothing to read.
-    pub(super) fn waits(&mut self, now: impl FnOnce() -> Instant) {
-        // Before that it is not asked for.
-        if self.given > 0 {
-            self.drained = Some(now());
-        }
+    pub(super) const fn waits(&mut self) {
+        self.waits = true;
     }
 
     /// So much more was given on. `are_tiny`: in frames of which a large window would hold too many.
     pub(super) fn gives(&mut self, bytes: u32, are_tiny: bool, flow: &Flow, now: impl FnOnce() -> Instant) {
         self.given += u64::from(bytes);
+        // It was until now.
+        let drained = std::mem::take(&mut self.waits);
         if !flow.agreed.get() {
             // `h2` tells of it, or it is told when it will not.
             flow.keeps(self.stream, bytes);
             self.told += u64::from(bytes);
             self.next += u64::from(bytes);
         } else if self.given >= self.next {
-            self.look(now(), if are_tiny { SMALLEST } else { flow.window.get() }, flow);
+            let now = now();
+            self.drained = if drained { Some(now) } else { self.drained };
+            self.look(now, if are_tiny { SMALLEST } else { flow.window.get() }, flow);
+        } else if drained && self.given > u64::from(SMALLEST) {
+            self.drained = Some(now());
         }
     }
 
@@ -299,7 +307,7 @@ impl Told {
         // A reader that has not read all for seconds is slower than the way here, and needs no large window.
         let slow = u32::try_from(now.saturating_duration_since(drained).as_secs()).unwrap_or(u32::MAX);
         // One that begins has no large window before it has shown that it moves as much.
-        let earned = u32::try_from(self.given.saturating_mul(2)).unwrap_or(u32::MAX);
+        let earned = u32::try_from(self.given.saturating_mul(EARNED)).unwrap_or(u32::MAX);
         let window = most.checked_shr(slow).unwrap_or_default().min(earned).max(SMALLEST);
         if self.given >= FAR {
             flow.far.set(true);

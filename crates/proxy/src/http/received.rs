@@ -172,8 +172,8 @@ impl Part {
     }
 
     /// There is nothing to give on.
-    pub(crate) fn waits(&mut self) {
-        self.told.waits(Instant::now);
+    pub(crate) const fn waits(&mut self) {
+        self.told.waits();
     }
 
     /// A frame that carries so much was taken by whoever has room for it.

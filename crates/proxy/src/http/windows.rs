@@ -27,8 +27,9 @@ const PART: u64 = 8;
 /// Of four parts of it so many are for streams' larger windows, and so many for what lies unread: callers choose what they do not read.
 const STREAMS: u64 = 3;
 const UNREAD: u64 = 2;
-/// The same for all connections of strangers, whatever they take it for.
+/// The same for all connections of strangers, whatever they take it for, and for what of theirs lies unread.
 const STRANGERS: u64 = 2;
+const STRANGERS_UNREAD: u64 = 1;
 /// No connection's window is larger: it can be full of frames that are small.
 pub(super) const WIDEST: u32 = 48 * 1024 * 1024;
 
@@ -39,8 +40,9 @@ pub(crate) struct Budget {
     taken: AtomicU64,
     /// For what lies unread.
     unread: AtomicU64,
-    /// By strangers.
+    /// By strangers, and of that for what lies unread.
     strangers: AtomicU64,
+    strangers_unread: AtomicU64,
     /// How often it was asked for in vain.
     refused: AtomicU64,
     /// Memory is short.
@@ -49,8 +51,8 @@ pub(crate) struct Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        let (taken, unread, strangers, refused, tight) = Default::default();
-        Self { most: AtomicU64::new(ALL), taken, unread, strangers, refused, tight }
+        let (taken, unread, strangers, strangers_unread, refused, tight) = Default::default();
+        Self { most: AtomicU64::new(ALL), taken, unread, strangers, strangers_unread, refused, tight }
     }
 }
 
@@ -103,6 +105,7 @@ impl Budget {
         let sums = [
             (is_unread, &self.unread, part(UNREAD)),
             (is_stranger, &self.strangers, part(STRANGERS)),
+            (is_stranger && is_unread, &self.strangers_unread, part(STRANGERS_UNREAD)),
             (true, &self.taken, if is_unread { self.most() } else { self.for_streams() }),
         ];
         if self.tight.load(Ordering::Relaxed) {
@@ -126,6 +129,7 @@ impl Budget {
         self.taken.fetch_sub(bytes.into(), Ordering::Relaxed);
         if is_stranger {
             self.strangers.fetch_sub(bytes.into(), Ordering::Relaxed);
+            self.strangers_unread.fetch_sub(unread.into(), Ordering::Relaxed);
         }
         self.unread.fetch_sub(unread.into(), Ordering::Relaxed);
     }
@@ -172,7 +176,7 @@ pub(crate) struct Bounds {
     pub(crate) streams: u32,
     /// They grow: it is not with the application beside us.
     pub(crate) grows: bool,
-    /// Its caller has proven no identity, and all of those have a part of what windows may grow by.
+    /// Its peer has proven no identity, and all of those have a part of what windows may grow by.
     pub(crate) is_stranger: bool,
 }
 

@@ -152,8 +152,12 @@ impl H2Connection {
         let (ended, left) = (Rc::<Cell<bool>>::default(), Rc::<Cell<bool>>::default());
         let (pings, alive) = (Rc::<Pings>::default(), Rc::new(Alive::new(now, svid.is_some())));
 
-        let bounds =
-            Bounds { window: CONNECTION_WINDOW, streams: LARGER, grows: may_be_far, is_stranger: false };
+        let bounds = Bounds {
+            window: CONNECTION_WINDOW,
+            streams: LARGER,
+            grows: may_be_far,
+            is_stranger: svid.is_none(),
+        };
         let task = Task {
             windows: Box::new(Windows::new(Rc::clone(&received), Arc::clone(budget), bounds)),
             received: Rc::clone(&received),
