@@ -275,11 +275,10 @@ impl Engine {
         self.tell_all(|| Command::Recheck).await;
     }
 
+    /// All at once: one that stands still keeps no other from hearing of it.
     async fn tell_all(&self, command: impl Fn() -> Command) {
-        for worker in &self.workers {
-            // A worker that is gone has closed its sockets and connections.
-            let _ = worker.commands.send(command()).await;
-        }
+        // A worker that is gone has closed its sockets and connections.
+        join_all(self.workers.iter().map(|worker| worker.commands.send(command()))).await;
     }
 
     /// Listens for one side of an application, whatever the snapshot says, until the engine drains. Returns the address,
@@ -535,6 +534,29 @@ mod tests {
             assert!(matches!(closes, Ok(Command::StopInbound(_))));
             assert!(matches!(drains, Ok(Command::DrainInbound(Ending::Finished, _))));
         }
+    }
+
+    /// Its first worker stands still: it takes nothing more.
+    fn standing() -> (Engine, [mpsc::Receiver<Command>; 2]) {
+        let (engine, workers) = engine();
+        while engine.workers[0].commands.try_send(Command::Recheck).is_ok() {}
+        (engine, workers)
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_stands_still_keeps_no_other_from_hearing_what_is_asked() {
+        let (engine, mut workers) = standing();
+        let mut asking = pin!(engine.ask(Command::StopAccepting));
+        assert!(asking.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(matches!(workers[1].try_recv(), Ok(Command::StopAccepting(_))));
+    }
+
+    #[tokio::test]
+    async fn nor_from_hearing_what_all_are_told() {
+        let (engine, mut workers) = standing();
+        let mut telling = pin!(engine.tell_all(|| Command::Drain));
+        assert!(telling.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(matches!(workers[1].try_recv(), Ok(Command::Drain)));
     }
 
     #[test]
