@@ -14,7 +14,7 @@ use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Ending, Settings};
-use support::h2::{H2Upstream, h2_client, h2_upstream};
+use support::h2::{H2Upstream, fetch, h2_client, h2_upstream};
 use support::mesh::{Pair, policy};
 use support::{Harness, is_head, read_until, upstream};
 use tokio::io::AsyncWriteExt;
@@ -141,9 +141,17 @@ async fn what_ends_with_a_drain_of_its_endpoint_s_proxy_is_held_against_nobody()
     is_nobodys_fault(&pair).await;
 }
 
-/// Begins to answer every call of gRPC, and resets its stream for this reason, or waits until that is done.
+/// A call that says so fails.
+const FAILS: &str = "x-fails";
+
+/// Begins to answer every other call of gRPC, and resets its stream for this reason, or waits until that is done.
 async fn unfinished(reason: Option<h2::Reason>) -> H2Upstream {
-    h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+    h2_upstream(usize::MAX, move |_, request, mut respond| async move {
+        if request.headers().contains_key(FAILS) {
+            let failed = Response::builder().header("grpc-status", "13").body(()).unwrap();
+            respond.send_response(failed, true).unwrap();
+            return;
+        }
         let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
         let mut send = respond.send_response(head, false).unwrap();
         send.send_data(Bytes::from_static(b"\0\0\0\0\x01a"), false).unwrap();
@@ -175,13 +183,19 @@ async fn a_call_that_a_drain_of_its_endpoint_s_proxy_ends_is_held_against_nobody
         body.data().await.unwrap().unwrap();
         bodies.push(body);
     }
+    // With one more failure it opens; and as well with a call that has gone well, by which it looks.
+    for _ in 1..CALLS {
+        let mut failing = call();
+        failing.headers_mut().insert(FAILS, http::HeaderValue::from_static("1"));
+        fetch(&mut client, failing).await;
+    }
     pair.inbound.engine.drain_inbound(Ending::AtOnce).await.await;
     for mut body in bodies {
         assert!(body.data().await.is_none());
         let trailers = body.trailers().await.unwrap().unwrap();
         assert_eq!(trailers["grpc-status"], "14", "its caller is told to begin it elsewhere");
     }
-    pair.outbound.lines(CALLS).await;
+    pair.outbound.lines(2 * CALLS - 1).await;
     assert_eq!(opened(&pair.outbound), 0);
 }
 
