@@ -60,6 +60,8 @@ pub(crate) struct Attempts<'a> {
     endpoint: Option<Arc<Endpoint>>,
     /// When this attempt's endpoint was picked.
     began: Tick,
+    /// When it ended, where that is told only now: a second attempt beside it was waited for.
+    ended: Option<Tick>,
     /// Its connection was not there at once.
     waited: Cell<bool>,
     /// What it waits for, as long as that is none of its endpoint's.
@@ -111,6 +113,7 @@ impl<'a> Attempts<'a> {
             affinity,
             endpoint: None,
             began: Tick::ZERO,
+            ended: None,
             waited: Cell::new(false),
             behind: Noted::default(),
             trial: None,
@@ -184,7 +187,7 @@ impl<'a> Attempts<'a> {
             let more = outcome.as_ref().is_ok_and(|exchange| !exchange.is_end());
             self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), now);
             if outcome.as_ref().is_err_and(|failure| has_left(failure, body)) {
-                self.left(now);
+                self.left(now, now);
             }
             let repeat = {
                 let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);

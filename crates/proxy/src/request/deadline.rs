@@ -225,7 +225,8 @@ fn of_caller(conn: &Conn, fields: &mut Fields, is_grpc: bool, timeouts: &Timeout
         }
         return None;
     }
-    let grpc = fields.known(grpc).filter(|_| is_grpc).and_then(read_grpc_timeout);
+    // Which of several the next hop would go by is not known: the least is right for any.
+    let grpc = fields.known_all(grpc).filter(|_| is_grpc).filter_map(read_grpc_timeout).min();
     Given::least(grpc, fields.known(http).and_then(read_millis))
 }
 
@@ -234,10 +235,22 @@ fn believes(conn: &Conn, timeouts: &Timeouts) -> bool {
 }
 
 /// The deadline of a caller who is not believed here, where the next hop hears of it. That it is over says nothing about
-/// whoever is called.
+/// whoever is called. Nobody knows which of several a server goes by, nor what it makes of one that is written wrongly: it may be no time at all.
 pub(crate) fn overheard(conn: &Conn, target: &Target<'_>, fields: &Fields) -> Option<Duration> {
-    let given = fields.known(KnownName::GrpcTimeout).filter(|_| !believes(conn, &target.timeouts()))?;
-    Some(read_grpc_timeout(given).unwrap_or(Duration::MAX))
+    if believes(conn, &target.timeouts()) {
+        return None;
+    }
+    let grpc = fields.known_all(KnownName::GrpcTimeout).map(read_grpc_timeout);
+    let connect = fields.get_all(CONNECT_TIMEOUT_MS).map(read_connect_timeout);
+    grpc.chain(connect).map(Option::unwrap_or_default).min()
+}
+
+/// By this the Connect protocol says what `grpc-timeout` says, in milliseconds, and a server of it that is late answers 504.
+const CONNECT_TIMEOUT_MS: &[u8] = b"connect-timeout-ms";
+
+fn read_connect_timeout(value: &[u8]) -> Option<Duration> {
+    let is_number = value.len() <= 10 && value.iter().all(u8::is_ascii_digit);
+    is_number.then(|| read_millis(value)).flatten()
 }
 
 /// Refuses what cannot be done in time: nothing is left, or less than the fastest answer of late took. `caller`: what it gives, and

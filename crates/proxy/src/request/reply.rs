@@ -173,7 +173,7 @@ fn begin(conn: &Conn, response: &mut ResponseHead, status: u16) {
     response.clear();
     response.status = status;
     let fields = &mut response.fields;
-    fields.push_known(KnownName::Server, "meshwork").expect("a constant is a field value");
+    fields.push_known(KnownName::Server, OURS).expect("a constant is a field value");
     date(conn, fields);
 }
 
@@ -227,6 +227,18 @@ pub(crate) fn is_of_drain(trailers: &Fields) -> bool {
     trailers.known(KnownName::GrpcStatus) == Some(UNAVAILABLE.to_string().as_bytes())
         && trailers.get("grpc-message") == Some(Cause::Draining.as_str().as_bytes())
 }
+
+/// Whether it is a proxy that refuses a call of gRPC since it cannot be done in time. An application that passes on what a proxy has told
+/// it says who it is itself, or does not.
+pub(crate) fn is_unreachable(response: &ResponseHead) -> bool {
+    let fields = &response.fields;
+    fields.known(KnownName::GrpcMessage) == Some(Cause::DeadlineUnreachable.as_str().as_bytes())
+        && fields.known(KnownName::GrpcStatus) == Some(DEADLINE_EXCEEDED.to_string().as_bytes())
+        && fields.known(KnownName::Server) == Some(OURS)
+}
+
+/// What we call ourselves in answers of our own.
+const OURS: &[u8] = b"meshwork";
 
 /// What gRPC's libraries call the `INTERNAL_ERROR` by which a stream is broken off.
 const INTERNAL: u8 = 13;

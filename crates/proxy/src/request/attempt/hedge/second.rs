@@ -15,7 +15,7 @@ use meshwork_decision::{
 use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
 
-use super::super::told::{is_of_overheard, says_over};
+use super::super::told::{is_of_overheard, is_refused, says_over};
 use super::exchange::{Answered, Parts, exchange};
 use super::{Attempts, is_time_out, of_head};
 use crate::error::Failure;
@@ -256,18 +256,22 @@ impl<'a, 'h> Second<'a, 'h> {
         }
         let took = under.behind.took(under.began, now);
         let wall = || self.worker.shared.clock.wall();
+        let is_late = self.is_late(&done, now.since(under.began));
+        let refused = |answered: &Answered| {
+            is_refused(self.overheard, Some(&under.hedged.endpoint), &answered.response)
+        };
         let answer = match &done {
+            _ if is_late => None,
+            Ok(answered) if refused(answered) => None,
             Ok(answered) => Some(Answer {
                 to_repeat: named(answered),
                 ..answer::of_response(&answered.response, self.is_grpc, took, wall)
-            })
-            .filter(|answer| {
-                let time = now.since(under.began);
-                answer.status != 504 || !says_over(self.overheard, &under.hedged.endpoint, time)
             }),
-            Err(failure) if is_of_overheard(self.overheard, failure, now.since(under.began)) => None,
             Err(failure) => answer::of_failure(failure, took),
         };
+        if is_late && let Some(asked) = under.behind.asked(under.began, now) {
+            self.cluster.outlasted(&under.hedged.endpoint, asked, now);
+        }
         let mut under = under;
         if let Some(answer) = answer {
             self.worker.attempted(&self.cluster, &under.hedged.endpoint, &answer, now);
@@ -290,6 +294,16 @@ impl<'a, 'h> Second<'a, 'h> {
         };
         self.state = State::Failed(under, failed);
         false
+    }
+
+    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here, after so long.
+    fn is_late(&self, done: &Result<Answered, Failure>, time: Duration) -> bool {
+        match done {
+            Ok(answered) => {
+                says_over(self.overheard, time) && answer::is_time_out(&answered.response, self.is_grpc)
+            }
+            Err(failure) => is_of_overheard(self.overheard, failure, time),
+        }
     }
 
     /// What is learnt is how long the service takes: what waited for something of ours says nothing of that.
