@@ -24,6 +24,7 @@ use tokio::time::sleep;
 
 use self::late::Late;
 use self::told::has_left;
+pub(super) use self::told::{is_of_overheard, says_over};
 use super::affinity::Affinity;
 use super::body::RequestBody;
 use super::deadline::{self, Deadlines};
@@ -60,6 +61,8 @@ pub(crate) struct Attempts<'a> {
     endpoint: Option<Arc<Endpoint>>,
     /// When this attempt's endpoint was picked.
     began: Tick,
+    /// When its endpoint got its head.
+    heard: Tick,
     /// Its connection was not there at once.
     waited: Cell<bool>,
     /// What it waits for, as long as that is none of its endpoint's.
@@ -111,6 +114,7 @@ impl<'a> Attempts<'a> {
             affinity,
             endpoint: None,
             began: Tick::ZERO,
+            heard: Tick::ZERO,
             waited: Cell::new(false),
             behind: Noted::default(),
             trial: None,
@@ -214,6 +218,11 @@ impl<'a> Attempts<'a> {
                 again = Some(Box::new(fields));
             }
         }
+    }
+
+    /// The deadline of a caller who is not believed, where endpoints hear it.
+    pub(crate) fn overheard(&self) -> Option<Duration> {
+        self.overheard
     }
 
     /// The endpoint that was called last.

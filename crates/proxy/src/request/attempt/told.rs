@@ -76,11 +76,11 @@ impl Attempts<'_> {
     /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here. Behind the head of an answer it says so
     /// by CANCEL; and who breaks off when that time is over was told to.
     pub(super) fn is_of_overheard(&self, failure: &Failure, now: Tick) -> bool {
-        is_of_overheard(self.overheard, failure, now.since(self.began))
+        is_of_overheard(self.overheard, failure, now.since(self.heard))
     }
 
     pub(super) fn tell(&mut self, answer: &Answer, now: Tick) {
-        let says = |endpoint: &Endpoint| says_over(self.overheard, endpoint, now.since(self.began));
+        let says = |endpoint: &Endpoint| says_over(self.overheard, endpoint, now.since(self.heard));
         if answer.status == 504 && self.endpoint.as_deref().is_some_and(says) {
             return self.let_go();
         }
@@ -131,14 +131,22 @@ fn early(given: Duration) -> Duration {
 }
 
 /// Whether an endpoint that says that time is over may mean the deadline of whoever is not believed here. A sidecar refuses at once what
-/// cannot be done in time. `time`: since the attempt began.
-pub(super) fn says_over(overheard: Option<Duration>, endpoint: &Endpoint, time: Duration) -> bool {
+/// cannot be done in time. `time`: since it has heard it.
+pub(in crate::request) fn says_over(
+    overheard: Option<Duration>,
+    endpoint: &Endpoint,
+    time: Duration,
+) -> bool {
     let is_in_mesh = matches!(endpoint.transport, Transport::Mesh { .. });
     overheard.is_some_and(|given| is_in_mesh || time >= given.saturating_sub(early(given)))
 }
 
-/// See [`Attempts::is_of_overheard`]. `time`: since the attempt began.
-pub(super) fn is_of_overheard(overheard: Option<Duration>, failure: &Failure, time: Duration) -> bool {
+/// See [`Attempts::is_of_overheard`]. `time`: since its endpoint has heard it.
+pub(in crate::request) fn is_of_overheard(
+    overheard: Option<Duration>,
+    failure: &Failure,
+    time: Duration,
+) -> bool {
     let Some(given) = overheard else { return false };
     let has_heard = failure.fault == Fault::Upstream && failure.retry != Retry::NothingSent;
     // CANCEL is the word for it, which comes a little early from who keeps some of the time for its way back. Sooner it is no more

@@ -22,6 +22,7 @@ use crate::http::stream::Frame;
 use crate::proxy_protocol::Written;
 use crate::request::answer;
 use crate::request::aside::{self, OwnHead, Sending};
+use crate::request::attempt::{is_of_overheard, says_over};
 use crate::request::overload;
 use crate::request::tee::Tap;
 use crate::timers::timeout;
@@ -48,8 +49,8 @@ pub(super) struct Copy {
     pub(super) hash: Option<u64>,
     /// When the original's time is over.
     pub(super) end: Option<Tick>,
-    /// The endpoint hears a deadline of a caller who is not believed.
-    pub(super) overheard: bool,
+    /// The endpoint hears this deadline of a caller who is not believed.
+    pub(super) overheard: Option<Duration>,
     pub(super) timeouts: Timeouts,
     pub(super) announcement: Option<Box<Written>>,
     pub(super) open: Mirroring,
@@ -167,9 +168,9 @@ impl Copy {
             Ok(()) => Some(self.answer(&carried, took)),
             Err(lost) => lost.answer(took),
         };
-        let is_cancelled = matches!(&done, Err(Lost::Failed(failure)) if failure.is_cancelled);
-        let is_of_overheard = |answer: &Answer| self.overheard && (answer.status == 504 || is_cancelled);
-        if let Some(answer) = answer.filter(|answer| !is_of_overheard(answer)) {
+        let heard = carried.heard.map_or(Duration::ZERO, |heard| now.since(heard));
+        let is_excused = |answer: &Answer| self.is_of_overheard(&done, answer, &endpoint, heard);
+        if let Some(answer) = answer.filter(|answer| !is_excused(answer)) {
             if let Some(trial) = trial {
                 self.worker.shifted(&self.cluster, self.cluster.tried(trial, &answer, now));
             }
@@ -180,6 +181,20 @@ impl Copy {
         }
         let outcome = answer.map_or(AttemptOutcome::Success, |answer| answer.outcome);
         done.map(|()| (carried.response.status, outcome))
+    }
+
+    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here, so long after it has heard it.
+    fn is_of_overheard(
+        &self,
+        done: &Result<(), Lost>,
+        answer: &Answer,
+        endpoint: &Endpoint,
+        heard: Duration,
+    ) -> bool {
+        match done {
+            Err(Lost::Failed(failure)) => is_of_overheard(self.overheard, failure, heard),
+            _ => answer.status == 504 && says_over(self.overheard, endpoint, heard),
+        }
     }
 
     /// Its place before a service that is kept from overload here. Nobody waits for a copy, so it does not wait either.
@@ -251,7 +266,7 @@ impl Copy {
             Err(_) => return Err(self.too_late(endpoint, carried, began)),
         };
         carried.has_connection = true;
-        carried.sent = Some(worker.now());
+        (carried.sent, carried.heard) = (Some(worker.now()), Some(worker.now()));
         let mut patience = Patience { idle, sleep: Box::pin(sleep(idle)), last: false };
         let done = poll_fn(|cx| {
             let moved = carried.moved();
@@ -299,6 +314,8 @@ struct Carried {
     has_connection: bool,
     /// When, as long as its endpoint has said nothing.
     sent: Option<Tick>,
+    /// When its endpoint got its head.
+    heard: Option<Tick>,
     is_grpc: bool,
     response: ResponseHead,
     /// It counts among what the service works on until then.
