@@ -1,9 +1,11 @@
-//! What copies say of their endpoints, where deadlines of callers who are not believed explain it.
+//! What copies say of their endpoints, where deadlines of callers who are not believed and drains explain it.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::future::poll_fn;
+
 use meshwork_base::ManualClock;
-use meshwork_proxy::Mesh;
+use meshwork_proxy::{Ending, Mesh};
 
 use super::*;
 
@@ -121,4 +123,48 @@ async fn a_copy_that_is_reset_when_a_stranger_s_time_is_over_is_held_against_nob
             assert_eq!(got, opened, "{reason:?} after {after} ms, {begun}");
         }
     }
+}
+
+/// Begins to answer every call, with more than proxies hold on the way, and never ends.
+async fn endless(begun: Arc<AtomicUsize>) -> H2Upstream {
+    h2_upstream(usize::MAX, move |_, _, mut respond| {
+        let begun = Arc::clone(&begun);
+        async move {
+            let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let mut send = respond.send_response(head, false).unwrap();
+            let mut left = 768 * 1024;
+            while left > 0 {
+                send.reserve_capacity(left);
+                let room = poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
+                send.send_data(vec![b'x'; room].into(), false).unwrap();
+                left -= room;
+            }
+            begun.fetch_add(1, Ordering::SeqCst);
+            _ = poll_fn(|cx| send.poll_reset(cx)).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn copies_that_a_drain_of_their_endpoint_s_proxy_ends_are_held_against_nobody() {
+    const COPIES: usize = 3;
+    let begun = Arc::new(AtomicUsize::new(0));
+    let (app, original) = (endless(Arc::clone(&begun)).await, Recorder::answering(OK).await);
+    let mut pair = Pair::start(app.address, AppProtocol::Grpc).await;
+    let breaker = support::mesh::policy("p", "reviews", v1::policy::Spec::Traffic(breaker()));
+    pair.outbound.change(plain_at("plain", original.upstream.address).into_iter().chain([breaker])).await;
+    let backend = v1::Backend { service: "shop/plain".into(), port: 80, weight: 1, ..Default::default() };
+    let share = Some(v1::Share { numerator: 1, denominator: 1 });
+    let copies = v1::Mirror { service: "shop/reviews".into(), port: 80, share, subset: String::new() };
+    let both = v1::Rule { backends: vec![backend], mirrors: vec![copies], ..rule(&[], vec![]) };
+    let gateway = pair.outbound.route(vec![both]).await;
+    let mut client = h2_client(gateway).await;
+    for _ in 0..COPIES {
+        fetch(&mut client, grpc_call().body(()).unwrap()).await;
+    }
+    until(|| begun.load(Ordering::SeqCst) == COPIES).await;
+    pair.inbound.engine.drain_inbound(Ending::AtOnce).await.await;
+    pair.outbound.wait_metric(OUTCOMES, &["shop/reviews", "\"failed\""], 3).await;
+    assert_eq!(pair.outbound.metric(CHANGES, &["shop/reviews", "\"open\""]), 0);
 }

@@ -24,6 +24,7 @@ use crate::request::answer;
 use crate::request::aside::{self, OwnHead, Sending};
 use crate::request::attempt::{is_of_overheard, says_over};
 use crate::request::overload;
+use crate::request::reply;
 use crate::request::tee::Tap;
 use crate::timers::timeout;
 use crate::upstream::Exchange;
@@ -169,7 +170,8 @@ impl Copy {
             Err(lost) => lost.answer(took),
         };
         let heard = carried.heard.map_or(Duration::ZERO, |heard| now.since(heard));
-        let is_excused = |answer: &Answer| self.is_of_overheard(&done, answer, &endpoint, heard);
+        let is_excused =
+            |answer: &Answer| carried.was_drained || self.is_of_overheard(&done, answer, &endpoint, heard);
         if let Some(answer) = answer.filter(|answer| !is_excused(answer)) {
             if let Some(trial) = trial {
                 self.worker.shifted(&self.cluster, self.cluster.tried(trial, &answer, now));
@@ -324,6 +326,8 @@ struct Carried {
     answered: Option<Tick>,
     read: usize,
     grpc_status: Option<u8>,
+    /// The end of a drain has ended it.
+    was_drained: bool,
 }
 
 impl Carried {
@@ -370,6 +374,8 @@ impl Carried {
                 Poll::Ready(Ok(Frame::End(trailers))) => {
                     let status = trailers.as_ref().and_then(|fields| fields.known(KnownName::GrpcStatus));
                     self.grpc_status = status.and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
+                    self.was_drained =
+                        exchange.is_in_mesh() && trailers.as_deref().is_some_and(reply::is_of_drain);
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Ready(Err(error)) => {
