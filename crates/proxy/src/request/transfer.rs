@@ -144,6 +144,8 @@ pub(crate) async fn response(
     deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
     let conn = journey.conn();
+    // Whoever has answered was not silent.
+    conn.entry.progress(conn.worker.now());
     body.settle();
     if matches!(down, Down::H2(_)) {
         exchange.share();
