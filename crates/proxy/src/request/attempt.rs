@@ -24,6 +24,7 @@ use tokio::time::sleep;
 
 use self::late::Late;
 use self::told::has_left;
+pub(super) use self::told::{is_of_overheard, is_refused, says_over};
 use super::affinity::Affinity;
 use super::body::RequestBody;
 use super::deadline::{self, Deadlines};
@@ -62,6 +63,8 @@ pub(crate) struct Attempts<'a> {
     began: Tick,
     /// When it ended, where that is told only now: a second attempt beside it was waited for.
     ended: Option<Tick>,
+    /// When its endpoint got its head.
+    heard: Tick,
     /// Its connection was not there at once.
     waited: Cell<bool>,
     /// What it waits for, as long as that is none of its endpoint's.
@@ -114,6 +117,7 @@ impl<'a> Attempts<'a> {
             endpoint: None,
             began: Tick::ZERO,
             ended: None,
+            heard: Tick::ZERO,
             waited: Cell::new(false),
             behind: Noted::default(),
             trial: None,
@@ -217,6 +221,11 @@ impl<'a> Attempts<'a> {
                 again = Some(Box::new(fields));
             }
         }
+    }
+
+    /// The deadline of a caller who is not believed, where endpoints hear it.
+    pub(crate) fn overheard(&self) -> Option<Duration> {
+        self.overheard
     }
 
     /// The endpoint that was called last.

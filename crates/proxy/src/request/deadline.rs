@@ -149,7 +149,7 @@ impl Deadlines {
     pub(crate) fn or_over(&self, failure: Failure) -> Failure {
         let breaks_off = matches!(failure.cause, Cause::UpstreamReset | Cause::UpstreamClosed);
         match self.over().filter(|_| breaks_off) {
-            Some(cause) => Failure::local(cause),
+            Some(cause) => ended(cause),
             None => failure,
         }
     }
@@ -162,7 +162,7 @@ impl Deadlines {
         let over = if answer::is_time_out(answer, is_grpc) { self.over() } else { None };
         // Of an attempt alone the answer counts: policies name the statuses that are repeated.
         let over = over.filter(|cause| *cause != Cause::PerTryTimeout);
-        over.map_or(Ok(()), |cause| Err(Failure::local(cause)))
+        over.map_or(Ok(()), |cause| Err(ended(cause)))
     }
 
     /// What it is called that is over by now, if anything is.
@@ -177,6 +177,11 @@ impl Deadlines {
             _ => Cause::PerTryTimeout,
         }
     }
+}
+
+/// Our time is over, and its endpoint has ended it as well.
+fn ended(cause: Cause) -> Failure {
+    Failure { has_ended: true, ..Failure::local(cause) }
 }
 
 /// The request's time begins, with what its caller says.
@@ -348,6 +353,7 @@ mod tests {
     use meshwork_messages::v1;
 
     use super::*;
+    use crate::error::Retry;
 
     fn polled(deadlines: &mut Deadlines, timers: &Rc<Timers>) -> Poll<Cause> {
         deadlines.poll(&mut Context::from_waker(Waker::noop()), timers)
@@ -422,6 +428,21 @@ mod tests {
             (true, Cause::PerTryTimeout),
             "by the timer of the one before"
         );
+    }
+
+    #[test]
+    fn who_breaks_off_or_answers_when_our_time_is_over_works_on_it_no_more() {
+        let deadlines =
+            |end| Deadlines { request: Some((end, Cause::RequestTimeout)), ..Deadlines::default() };
+        let (over, runs) = (deadlines(Instant::now()), deadlines(end_of(Duration::from_hours(1))));
+        let reset = || Failure::upstream(Cause::UpstreamReset, Retry::Policy);
+        let ended = |failure: Failure| (failure.cause, failure.has_ended);
+        assert_eq!(ended(over.or_over(reset())), (Cause::RequestTimeout, true));
+        assert_eq!(ended(runs.or_over(reset())), (Cause::UpstreamReset, false), "its cause says it");
+        let answer = ResponseHead { status: 504, ..ResponseHead::default() };
+        let refused = over.unless_over(&answer, false).expect_err("it says that time is over, and it is");
+        assert_eq!(ended(refused), (Cause::RequestTimeout, true));
+        assert!(runs.unless_over(&answer, false).is_ok());
     }
 
     /// The application beside us serves `shop/web` and calls `shop/reviews`.

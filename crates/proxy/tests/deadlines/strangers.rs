@@ -1,5 +1,6 @@
 //! Deadlines of callers that a gateway does not believe, and what they say of endpoints.
 
+use super::support::h2::{get, h2_upstream_with};
 use super::*;
 
 /// Every time is over, said by the head or by the trailers.
@@ -204,6 +205,68 @@ async fn what_is_reset_when_a_stranger_s_time_is_over_is_held_against_nobody() {
             assert_eq!(got, opened, "{reason:?} after {after} ms of {given}, {begun}");
         }
     }
+}
+
+/// Calls wait for a second, and their endpoint, which gets them then, breaks them off at once or says that their time is over.
+async fn judged_after_a_wait(breaks: bool) {
+    const CALLS: u64 = 3;
+    let (lets, held) = tokio::sync::watch::channel(false);
+    let (came, mut comes) = tokio::sync::mpsc::channel(1);
+    let serve =
+        move |number, _: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>| {
+            let (mut held, came) = (held.clone(), came.clone());
+            async move {
+                match number {
+                    0 => answer(respond, b"hello"),
+                    1 => {
+                        came.send(()).await.unwrap();
+                        held.wait_for(|goes_on| *goes_on).await.unwrap();
+                        answer(respond, b"hello");
+                    }
+                    _ if breaks => respond.send_reset(h2::Reason::INTERNAL_ERROR),
+                    _ => {
+                        let over = http::Response::builder().header("grpc-status", "4").body(()).unwrap();
+                        respond.send_response(over, true).unwrap();
+                    }
+                }
+            }
+        };
+    let up = h2_upstream_with(|server| server.max_concurrent_streams(1), usize::MAX, serve).await;
+    let clock = ManualClock::new();
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let mut harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Grpc, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let limits = v1::Limits { max_connections: 1, max_pending_requests: 100, ..Default::default() };
+    let policy =
+        v1::TrafficPolicy { circuit_breaker: Some(breaker()), limits: Some(limits), ..retry(0, &[]) };
+    harness.change([on_web(policy)]).await;
+    let mut client = h2_client(address).await;
+    // How many streams there may be is known from here on.
+    fetch(&mut client, get("/")).await;
+    let call = || Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+    let first = client.send_request(get("/"), true).unwrap().0;
+    comes.recv().await.unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..CALLS {
+        let call = call().header("grpc-timeout", "1S").body(()).unwrap();
+        waiting.push(client.send_request(call, true).unwrap().0);
+    }
+    harness.wait_metric("meshwork_limit_waited_total", &["default/web", "maxConnections"], CALLS).await;
+    clock.advance(Duration::from_secs(1));
+    lets.send(true).unwrap();
+    first.await.unwrap();
+    for one in waiting {
+        _ = one.await;
+    }
+    harness.wait_metric(BREAKER_CHANGES, &OPENED, 1).await;
+}
+
+/// What a call waits for before its endpoint has it is no time of that one's.
+#[tokio::test]
+async fn a_stranger_s_time_begins_for_an_endpoint_when_it_gets_the_call() {
+    judged_after_a_wait(true).await;
+    judged_after_a_wait(false).await;
 }
 
 /// Three calls that have an hour are told at once that it is over, and a breaker opens.

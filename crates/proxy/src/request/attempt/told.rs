@@ -92,12 +92,12 @@ impl Attempts<'_> {
     /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here. Behind the head of an answer it says so
     /// by CANCEL; and who breaks off when that time is over was told to.
     pub(super) fn is_of_overheard(&self, failure: &Failure, now: Tick) -> bool {
-        is_of_overheard(self.overheard, failure, now.since(self.began))
+        is_of_overheard(self.overheard, failure, now.since(self.heard))
     }
 
     /// Whether its endpoint says that time is over, and perhaps means such a deadline.
     pub(super) fn says_over(&self, answer: &Answer, now: Tick) -> bool {
-        answer.status == 504 && says_over(self.overheard, now.since(self.began))
+        answer.status == 504 && says_over(self.overheard, now.since(self.heard))
     }
 
     pub(super) fn tell(&mut self, answer: &Answer, now: Tick) {
@@ -147,13 +147,13 @@ fn early(given: Duration) -> Duration {
     (given / 8).max(EARLY).min(given / 2)
 }
 
-/// Whether an endpoint that says that time is over may mean the deadline of whoever is not believed here. `time`: since the attempt began.
-pub(super) fn says_over(overheard: Option<Duration>, time: Duration) -> bool {
+/// Whether an endpoint that says that time is over may mean the deadline of whoever is not believed here. `time`: since it has heard it.
+pub(in crate::request) fn says_over(overheard: Option<Duration>, time: Duration) -> bool {
     overheard.is_some_and(|given| time >= given.saturating_sub(early(given)))
 }
 
 /// Whether the proxy beside an endpoint has refused it, since it cannot be done before such a deadline is over: that it says at once.
-pub(super) fn is_refused(
+pub(in crate::request) fn is_refused(
     overheard: Option<Duration>,
     endpoint: Option<&Endpoint>,
     response: &ResponseHead,
@@ -162,8 +162,12 @@ pub(super) fn is_refused(
     overheard.is_some() && endpoint.is_some_and(is_in_mesh) && reply::is_unreachable(response)
 }
 
-/// See [`Attempts::is_of_overheard`]. `time`: since the attempt began.
-pub(super) fn is_of_overheard(overheard: Option<Duration>, failure: &Failure, time: Duration) -> bool {
+/// See [`Attempts::is_of_overheard`]. `time`: since its endpoint has heard it.
+pub(in crate::request) fn is_of_overheard(
+    overheard: Option<Duration>,
+    failure: &Failure,
+    time: Duration,
+) -> bool {
     let Some(given) = overheard else { return false };
     let has_heard = failure.fault == Fault::Upstream && failure.retry != Retry::NothingSent;
     // CANCEL is the word for it, which comes a little early from who keeps some of the time for its way back. Sooner it is no more

@@ -1,5 +1,6 @@
 //! The second attempt: when it is due, what it has to itself, and what becomes of it.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -56,6 +57,8 @@ struct Under {
     began: Tick,
     /// What it waits for before it has a connection.
     behind: Rc<Noted>,
+    /// When its endpoint got its head.
+    heard: Rc<Cell<Tick>>,
     /// Civil time of its beginning, where its span is recorded, and that span.
     traced: Option<(Duration, SpanId)>,
     address: SocketAddr,
@@ -181,10 +184,11 @@ impl<'a, 'h> Second<'a, 'h> {
             in_flight: hedged.endpoint.begin(),
             began: now,
             behind: Rc::default(),
+            heard: Rc::new(Cell::new(now)),
             traced,
             hedged,
         };
-        let behind = Rc::clone(&under.behind);
+        let (behind, heard) = (Rc::clone(&under.behind), Rc::clone(&under.heard));
         let endpoint = Arc::clone(&under.hedged.endpoint);
         let exchange = exchange(
             Rc::clone(&self.worker),
@@ -192,7 +196,7 @@ impl<'a, 'h> Second<'a, 'h> {
             endpoint,
             (head, parts),
             self.connect_timeout,
-            Rc::clone(&behind),
+            (Rc::clone(&behind), heard),
         );
         let attempt = self.attempt_timeout.into_iter().chain(self.answer_timeout).min();
         let (worker, cluster) = (Rc::clone(&self.worker), Arc::clone(&self.cluster));
@@ -256,7 +260,7 @@ impl<'a, 'h> Second<'a, 'h> {
         }
         let took = under.behind.took(under.began, now);
         let wall = || self.worker.shared.clock.wall();
-        let is_late = self.is_late(&done, now.since(under.began));
+        let is_late = self.is_late(&done, now.since(under.heard.get()));
         let refused = |answered: &Answered| {
             is_refused(self.overheard, Some(&under.hedged.endpoint), &answered.response)
         };
@@ -296,7 +300,7 @@ impl<'a, 'h> Second<'a, 'h> {
         false
     }
 
-    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here, after so long.
+    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here, so long after it has heard it.
     fn is_late(&self, done: &Result<Answered, Failure>, time: Duration) -> bool {
         match done {
             Ok(answered) => {
@@ -332,7 +336,7 @@ impl<'a, 'h> Second<'a, 'h> {
             unreachable!("it has been answered")
         };
         let (
-            Under { hedged, in_flight, began, traced, address, protocol, behind },
+            Under { hedged, in_flight, began, traced, address, protocol, behind, .. },
             Answered { exchange, sending, response: head, opened },
         ) = (*under, *answered);
         self.worker.hedged(&self.cluster, "won");
@@ -343,7 +347,7 @@ impl<'a, 'h> Second<'a, 'h> {
         }
         *response = head;
         body.goes_on(sending);
-        attempts.began = began;
+        (attempts.began, attempts.heard) = (began, opened);
         deadlines.goes_on(&self.worker, self.attempt_timeout, began);
         attempts.behind.set(behind.get());
         (attempts.ticket, attempts.by_route) = (hedged.ticket, hedged.by_route.map(Box::new));
