@@ -94,6 +94,30 @@ async fn a_stranger_s_deadline_that_is_over_in_the_middle_of_an_answer_says_noth
     pair.outbound.wait_metric(BREAKER_CHANGES, &opened, 1).await;
 }
 
+/// Its endpoint hears our limit instead, and is judged by that as without the stranger's.
+#[tokio::test]
+async fn a_stranger_s_time_that_is_longer_than_ours_excuses_nobody() {
+    let opened = ["shop/reviews", "\"open\""];
+    for (timeout, changes) in [("30S", 0), ("1H", 1)] {
+        let up = always_over().await;
+        let mut pair = Pair::start(up.address, AppProtocol::Grpc).await;
+        let backend =
+            v1::Backend { service: "shop/reviews".into(), port: 80, weight: 1, ..Default::default() };
+        let limited = v1::Rule { backends: vec![backend], request_timeout_ms: 60_000, ..rule(&[], vec![]) };
+        let gateway = pair.outbound.route(vec![limited]).await;
+        let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..Default::default() };
+        let policy = v1::policy::Spec::Traffic(policy);
+        pair.outbound.change([support::mesh::policy("p", "reviews", policy)]).await;
+        let mut client = h2_client(gateway).await;
+        for _ in 0..3 {
+            let call = Request::post("http://reviews/a.B/C").header("content-type", "application/grpc");
+            fetch(&mut client, call.header("grpc-timeout", timeout).body(()).unwrap()).await;
+        }
+        pair.outbound.lines(3).await;
+        assert_eq!(pair.outbound.metric(BREAKER_CHANGES, &opened), changes, "{timeout}");
+    }
+}
+
 /// How often a breaker has opened after three calls whose callers give them a second, and which their endpoint resets for this reason
 /// after so long; `begun`: behind the head of an answer.
 async fn opened_by(reason: h2::Reason, after: Duration, begun: bool) -> u64 {
