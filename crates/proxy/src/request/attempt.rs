@@ -147,10 +147,17 @@ impl<'a> Attempts<'a> {
         self.overheard = deadline::overheard(self.conn, &self.target, fields);
         let Some(rest) = self.rest(deadlines) else { return Ok(()) };
         deadline::tell(fields, &self.target, rest, journey.is_grpc())?;
+        self.overhears(rest, journey.is_grpc());
         if let (Target::App { .. }, Some(end)) = (self.target, deadlines.end()) {
             self.in_hand = kin::InHand::begin(self.conn, fields, end);
         }
         Ok(())
+    }
+
+    /// What a caller gives who is not believed is not heard where less was told instead: for that limit of ours whoever is called has to
+    /// answer.
+    fn overhears(&mut self, rest: Duration, is_grpc: bool) {
+        self.overheard = self.overheard.filter(|given| !is_grpc || *given <= rest);
     }
 
     /// What was asked for is there: it has its own time from now on, and what the application calls later is not for the request.
@@ -217,6 +224,7 @@ impl<'a> Attempts<'a> {
                 let mut fields = repeated(head.fields, count, journey)?;
                 if let Some(rest) = rest {
                     deadline::tell(&mut fields, &self.target, rest, journey.is_grpc())?;
+                    self.overhears(rest, journey.is_grpc());
                 }
                 again = Some(Box::new(fields));
             }

@@ -142,6 +142,34 @@ async fn a_stranger_s_deadline_that_is_over_in_the_middle_of_an_answer_says_noth
     pair.outbound.wait_metric(BREAKER_CHANGES, &IN_MESH, 1).await;
 }
 
+/// Its endpoint hears our limit of a minute instead, and is judged by that as without the stranger's.
+#[tokio::test]
+async fn a_stranger_s_time_that_is_longer_than_ours_excuses_nobody() {
+    const OVER: &[u8] = b"HTTP/1.1 200 OK\r\ngrpc-status: 4\r\ncontent-length: 0\r\n\r\n";
+    for (seconds, changes) in [(50, 0), (100, 1)] {
+        let clock = ManualClock::new();
+        let time = clock.clone();
+        let up = upstream(move |got| {
+            is_head(got).then(|| {
+                time.advance(Duration::from_secs(seconds));
+                OVER.to_vec()
+            })
+        })
+        .await;
+        let limit = v1::Timeouts { request_ms: 60_000, ..Default::default() };
+        let (mut harness, address) =
+            gateway_of(Harness::at(&clock), AppProtocol::Http1, up.address, limit).await;
+        let (timeouts, circuit_breaker) = (Some(limit), Some(breaker()));
+        harness.change([on_web(v1::TrafficPolicy { timeouts, circuit_breaker, ..retry(0, &[]) })]).await;
+        let call = format!("{GET}Content-Type: application/grpc\r\nGrpc-Timeout: {seconds}S\r\n\r\n");
+        for number in 1..=3 {
+            assert!(exchange(address, call.as_bytes()).await.contains("grpc-status: 4"));
+            harness.lines(number).await;
+        }
+        assert_eq!(harness.metric(BREAKER_CHANGES, &OPENED), changes, "{seconds}");
+    }
+}
+
 /// How often a breaker has opened after three calls whose callers give them this time, and which their endpoint resets for this reason
 /// after so long; `begun`: behind the head of an answer. Two calls before have failed, so that one that had gone well would open it too.
 async fn opened_by(reason: h2::Reason, given: &str, after: Duration, begun: bool) -> u64 {

@@ -156,13 +156,8 @@ impl Copy {
             }
         };
         let now = self.worker.now();
-        let was_unheard = match &done {
-            Err(Lost::Failed(failure)) => overload::was_unheard(failure),
-            Err(Lost::Refused(_)) => true,
-            Ok(()) | Err(Lost::TimedOut(_) | Lost::GivenUp | Lost::CutOff) => false,
-        };
-        if let Some(pass) = carried.pass.take_if(|_| !was_unheard) {
-            pass.lost(now, &mut *self.worker.rng.borrow_mut());
+        if let Some(pass) = carried.pass.take() {
+            self.gives_back(pass, &done, now);
         }
         let took = carried.answered.unwrap_or(now).since(began);
         let answer = match &done {
@@ -202,6 +197,20 @@ impl Copy {
         let pass = gate.enter_at_once(overload, Priority::Low, self.worker.now());
         self.worker.look_at(gate, (&self.cluster.name, self.cluster.key.port));
         pass.map(Some).map_err(|_| Lost::Refused(Cause::Overload))
+    }
+
+    /// The same where it was not answered.
+    fn gives_back(&self, pass: Pass, done: &Result<(), Lost>, now: Tick) {
+        let rng = &mut *self.worker.rng.borrow_mut();
+        match done {
+            // Nobody had it.
+            Err(Lost::Refused(_)) => drop(pass),
+            Err(Lost::Failed(failure)) if overload::was_unheard(failure) => drop(pass),
+            Err(Lost::Failed(failure)) if overload::was_ended(failure) => pass.failed(now, rng),
+            Ok(()) | Err(Lost::Failed(_) | Lost::TimedOut(_) | Lost::GivenUp | Lost::CutOff) => {
+                pass.lost(now, rng);
+            }
+        }
     }
 
     /// It counts among the requests of its service.
