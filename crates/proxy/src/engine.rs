@@ -275,7 +275,7 @@ impl Engine {
         self.tell_all(|| Command::Recheck).await;
     }
 
-    /// All at once: one that stands still keeps no other from hearing of it.
+    /// Tells all at once: one that stands still keeps no other from hearing of it.
     async fn tell_all(&self, command: impl Fn() -> Command) {
         // A worker that is gone has closed its sockets and connections.
         join_all(self.workers.iter().map(|worker| worker.commands.send(command()))).await;
@@ -536,29 +536,6 @@ mod tests {
         }
     }
 
-    /// Its first worker stands still: it takes nothing more.
-    fn standing() -> (Engine, [mpsc::Receiver<Command>; 2]) {
-        let (engine, workers) = engine();
-        while engine.workers[0].commands.try_send(Command::Recheck).is_ok() {}
-        (engine, workers)
-    }
-
-    #[tokio::test]
-    async fn a_worker_that_stands_still_keeps_no_other_from_hearing_what_is_asked() {
-        let (engine, mut workers) = standing();
-        let mut asking = pin!(engine.ask(Command::StopAccepting));
-        assert!(asking.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        assert!(matches!(workers[1].try_recv(), Ok(Command::StopAccepting(_))));
-    }
-
-    #[tokio::test]
-    async fn nor_from_hearing_what_all_are_told() {
-        let (engine, mut workers) = standing();
-        let mut telling = pin!(engine.tell_all(|| Command::Drain));
-        assert!(telling.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        assert!(matches!(workers[1].try_recv(), Ok(Command::Drain)));
-    }
-
     #[test]
     fn who_idles_has_no_more_than_a_quarter_of_the_time_of_a_drain() {
         for (time, has) in [(60, 5), (20, 5), (4, 1), (0, 0)] {
@@ -572,5 +549,17 @@ mod tests {
         assert_eq!(drained(0, 0, 0), Drained::Clean);
         assert_eq!(drained(0, 1, 0), Drained::CutOff { left: 1 });
         assert_eq!(drained(3, 1, 1), Drained::CutOff { left: 5 });
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_stands_still_keeps_no_other_from_hearing() {
+        let (engine, mut workers) = engine();
+        while engine.workers[0].commands.try_send(Command::Recheck).is_ok() {}
+        let mut asking = pin!(engine.ask(Command::StopAccepting));
+        let mut telling = pin!(engine.tell_all(|| Command::Drain));
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(asking.as_mut().poll(cx).is_pending() && telling.as_mut().poll(cx).is_pending());
+        let heard = [workers[1].try_recv(), workers[1].try_recv()];
+        assert!(matches!(heard, [Ok(Command::StopAccepting(_)), Ok(Command::Drain)]));
     }
 }
