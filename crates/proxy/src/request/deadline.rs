@@ -242,12 +242,10 @@ fn believes(conn: &Conn, timeouts: &Timeouts) -> bool {
 /// The deadline of a caller who is not believed here, where the next hop hears of it. That it is over says nothing about
 /// whoever is called. Nobody knows which of several a server goes by, nor what it makes of one that is written wrongly: it may be no time at all.
 pub(crate) fn overheard(conn: &Conn, target: &Target<'_>, fields: &Fields) -> Option<Duration> {
-    if believes(conn, &target.timeouts()) {
-        return None;
-    }
     let grpc = fields.known_all(KnownName::GrpcTimeout).map(read_grpc_timeout);
     let connect = fields.get_all(CONNECT_TIMEOUT_MS).map(read_connect_timeout);
-    grpc.chain(connect).map(Option::unwrap_or_default).min()
+    let least = grpc.chain(connect).map(Option::unwrap_or_default).min();
+    least.filter(|_| !believes(conn, &target.timeouts()))
 }
 
 /// By this the Connect protocol says what `grpc-timeout` says, in milliseconds, and a server of it that is late answers 504.
