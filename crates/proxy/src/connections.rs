@@ -186,8 +186,12 @@ impl Entry {
         self.phase.get()
     }
 
-    /// Something moved: the time of the phase starts again.
+    /// Something moved: the time of the phase starts again. An exchange that was to end in this very turn, since nothing had moved for too
+    /// long, goes on.
     pub(crate) fn progress(&self, now: Tick) {
+        if self.order.get() == Some(Order::TimedOut(Phase::Exchange)) {
+            self.stays();
+        }
         self.since.set(now);
     }
 

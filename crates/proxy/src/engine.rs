@@ -275,11 +275,10 @@ impl Engine {
         self.tell_all(|| Command::Recheck).await;
     }
 
+    /// Tells all at once: one that stands still keeps no other from hearing of it.
     async fn tell_all(&self, command: impl Fn() -> Command) {
-        for worker in &self.workers {
-            // A worker that is gone has closed its sockets and connections.
-            let _ = worker.commands.send(command()).await;
-        }
+        // A worker that is gone has closed its sockets and connections.
+        join_all(self.workers.iter().map(|worker| worker.commands.send(command()))).await;
     }
 
     /// Listens for one side of an application, whatever the snapshot says, until the engine drains. Returns the address,
@@ -550,5 +549,17 @@ mod tests {
         assert_eq!(drained(0, 0, 0), Drained::Clean);
         assert_eq!(drained(0, 1, 0), Drained::CutOff { left: 1 });
         assert_eq!(drained(3, 1, 1), Drained::CutOff { left: 5 });
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_stands_still_keeps_no_other_from_hearing() {
+        let (engine, mut workers) = engine();
+        while engine.workers[0].commands.try_send(Command::Recheck).is_ok() {}
+        let mut asking = pin!(engine.ask(Command::StopAccepting));
+        let mut telling = pin!(engine.tell_all(|| Command::Drain));
+        let cx = &mut Context::from_waker(Waker::noop());
+        assert!(asking.as_mut().poll(cx).is_pending() && telling.as_mut().poll(cx).is_pending());
+        let heard = [workers[1].try_recv(), workers[1].try_recv()];
+        assert!(matches!(heard, [Ok(Command::StopAccepting(_)), Ok(Command::Drain)]));
     }
 }

@@ -47,6 +47,8 @@ pub(crate) struct Failure {
     pub(crate) is_hasty: bool,
     /// Its endpoint has reset the stream with CANCEL: nothing has broken, it does not go on.
     pub(crate) is_cancelled: bool,
+    /// Its endpoint has broken it off, or answered it, and works on it no more, though it is our time that counts.
+    pub(crate) has_ended: bool,
 }
 
 impl Failure {
@@ -63,7 +65,16 @@ impl Failure {
     }
 
     fn new(cause: Cause, fault: Fault, retry: Retry) -> Self {
-        Self { cause, fault, retry, detail: None, last: None, is_hasty: false, is_cancelled: false }
+        Self {
+            cause,
+            fault,
+            retry,
+            detail: None,
+            last: None,
+            is_hasty: false,
+            is_cancelled: false,
+            has_ended: false,
+        }
     }
 
     /// What runs is ended by us. A caller in the mesh may do with what is cut off by the end of a drain as if the endpoint

@@ -461,6 +461,8 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 }
                 Some(Command::StopAccepting(done)) => doors.close(|_| true, Then::Say(done)),
                 Some(Command::Drain) => {
+                    // Where it stood still for too long it has not been told before to close its sockets.
+                    doors.close(|_| true, Then::Say(oneshot::channel().0));
                     worker.drain();
                     sweep.reset_immediately();
                 }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::{Mesh, Settings};
 use support::h2::h2_upstream;
 use support::policy::{BUSY, GET, OK, gateway, gateway_of, traffic};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
@@ -553,6 +554,33 @@ async fn who_owes_no_number_of_bytes_may_be_silent_and_who_does_may_not() {
         assert!(line.contains("stream_idle_timeout"), "{line}");
         assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), ejections);
     }
+}
+
+#[tokio::test]
+async fn who_has_begun_its_answer_a_moment_ago_is_not_silent() {
+    let clock = ManualClock::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let timeouts = Some(v1::Timeouts { stream_idle_ms: 5_000, ..Default::default() });
+    let policy = v1::TrafficPolicy { timeouts, ..Default::default() };
+    let (_harness, address) = gateway_of(harness, &[listener.local_addr().unwrap()], Some(policy)).await;
+    let asked = async || {
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        caller.write_all(GET).await.unwrap();
+        let (mut up, _) = listener.accept().await.unwrap();
+        read_until(&mut up, "\r\n\r\n").await;
+        (caller, up)
+    };
+    let ((mut silent, _still), (mut caller, mut up)) = (asked().await, asked().await);
+    clock.advance(Duration::from_millis(4_900));
+    up.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n").await.unwrap();
+    read_until(&mut caller, "\r\n\r\n").await;
+    clock.advance(Duration::from_millis(300));
+    // All are looked at together.
+    read_until(&mut silent, "stream_idle_timeout").await;
+    up.write_all(b"hello").await.unwrap();
+    read_until(&mut caller, "hello").await;
 }
 
 #[tokio::test]

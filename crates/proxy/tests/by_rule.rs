@@ -14,7 +14,7 @@ use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Ending, Settings};
-use support::h2::{H2Upstream, h2_client, h2_upstream};
+use support::h2::{H2Upstream, fetch, h2_client, h2_upstream};
 use support::mesh::{Pair, policy};
 use support::{Harness, is_head, read_until, upstream};
 use tokio::io::AsyncWriteExt;
@@ -75,8 +75,8 @@ async fn is_nobodys_fault(pair: &Pair) {
     assert_eq!(opened(&pair.outbound), 0);
 }
 
-/// Time goes on, minute by minute, until all calls have ended.
-async fn time_goes_on(pair: &Pair) {
+/// Time goes on, minute by minute, until so many calls have ended.
+async fn time_goes_on(pair: &Pair, calls: usize) {
     let minutes = async {
         loop {
             pair.mesh.clock.advance(MINUTE);
@@ -84,7 +84,7 @@ async fn time_goes_on(pair: &Pair) {
         }
     };
     tokio::select! {
-        _ = pair.outbound.lines(CALLS) => {}
+        _ = pair.outbound.lines(calls) => {}
         () = minutes => unreachable!("time has no end"),
     }
 }
@@ -104,7 +104,7 @@ async fn the_silence_of_which_the_endpoint_s_proxy_tires_first_is_held_against_n
     let settings = [patient(LONG), patient(MINUTE)];
     let mut pair = Pair::with(quiet().await, AppProtocol::Http1, settings).await;
     let _callers = listening(&mut pair).await;
-    time_goes_on(&pair).await;
+    time_goes_on(&pair, CALLS).await;
     is_nobodys_fault(&pair).await;
     assert!(pair.inbound.lines(CALLS).await[0].contains("\"stream_idle_timeout\""));
 }
@@ -115,7 +115,7 @@ async fn who_owes_so_many_bytes_and_is_silent_has_failed_whichever_proxy_tires_f
         let app = saying("content-length: 100").await;
         let mut pair = Pair::with(app, AppProtocol::Http1, settings).await;
         let _callers = listening(&mut pair).await;
-        time_goes_on(&pair).await;
+        time_goes_on(&pair, CALLS).await;
         assert_eq!(opened(&pair.outbound), 1);
     }
 }
@@ -141,9 +141,17 @@ async fn what_ends_with_a_drain_of_its_endpoint_s_proxy_is_held_against_nobody()
     is_nobodys_fault(&pair).await;
 }
 
-/// Begins to answer every call of gRPC, and resets its stream for this reason, or waits until that is done.
+/// A call that says so fails.
+const FAILS: &str = "x-fails";
+
+/// Begins to answer every other call of gRPC, and resets its stream for this reason, or waits until that is done.
 async fn unfinished(reason: Option<h2::Reason>) -> H2Upstream {
-    h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+    h2_upstream(usize::MAX, move |_, request, mut respond| async move {
+        if request.headers().contains_key(FAILS) {
+            let failed = Response::builder().header("grpc-status", "13").body(()).unwrap();
+            respond.send_response(failed, true).unwrap();
+            return;
+        }
         let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
         let mut send = respond.send_response(head, false).unwrap();
         send.send_data(Bytes::from_static(b"\0\0\0\0\x01a"), false).unwrap();
@@ -162,6 +170,39 @@ fn call() -> Request<()> {
     Request::post("http://reviews/a.B/C").header("content-type", "application/grpc").body(()).unwrap()
 }
 
+/// It is no failure, and no success either by which failures before and after it would weigh less.
+#[tokio::test]
+async fn a_call_of_which_its_endpoint_s_proxy_tires_says_nothing() {
+    const QUIET: usize = CALLS + 1;
+    let up = h2_upstream(usize::MAX, |number, _, mut respond| async move {
+        let head = Response::builder().header("content-type", "application/grpc");
+        if number >= QUIET {
+            respond.send_response(head.header("grpc-status", "13").body(()).unwrap(), true).unwrap();
+            return;
+        }
+        let mut send = respond.send_response(head.body(()).unwrap(), false).unwrap();
+        send.send_data(Bytes::from_static(b"\0\0\0\0\x01a"), false).unwrap();
+        _ = poll_fn(|cx| send.poll_reset(cx)).await;
+    })
+    .await;
+    let mut pair = Pair::with(up.address, AppProtocol::Grpc, [patient(LONG), patient(MINUTE)]).await;
+    pair.outbound.change([breaker()]).await;
+    let mut client = h2_client(pair.proxy).await;
+    let mut bodies = Vec::new();
+    for _ in 0..QUIET {
+        let (response, _) = client.send_request(call(), true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        body.data().await.unwrap().unwrap();
+        bodies.push(body);
+    }
+    time_goes_on(&pair, QUIET).await;
+    for _ in 0..CALLS {
+        assert_eq!(opened(&pair.outbound), 0);
+        fetch(&mut client, call()).await;
+    }
+    pair.outbound.wait_metric("meshwork_circuit_breaker_changes_total", &["\"open\""], 1).await;
+}
+
 #[tokio::test]
 async fn a_call_that_a_drain_of_its_endpoint_s_proxy_ends_is_held_against_nobody() {
     let up = unfinished(None).await;
@@ -175,14 +216,45 @@ async fn a_call_that_a_drain_of_its_endpoint_s_proxy_ends_is_held_against_nobody
         body.data().await.unwrap().unwrap();
         bodies.push(body);
     }
+    // With one more failure it opens; and as well with a call that has gone well, by which it looks.
+    for _ in 1..CALLS {
+        let mut failing = call();
+        failing.headers_mut().insert(FAILS, http::HeaderValue::from_static("1"));
+        fetch(&mut client, failing).await;
+    }
     pair.inbound.engine.drain_inbound(Ending::AtOnce).await.await;
     for mut body in bodies {
         assert!(body.data().await.is_none());
         let trailers = body.trailers().await.unwrap().unwrap();
         assert_eq!(trailers["grpc-status"], "14", "its caller is told to begin it elsewhere");
+        assert!(!trailers.contains_key(DRAINED), "proxies say that to each other");
+    }
+    pair.outbound.lines(2 * CALLS - 1).await;
+    assert_eq!(opened(&pair.outbound), 0);
+}
+
+/// As proxies of the mesh say it to each other.
+const DRAINED: &str = "x-meshwork-draining";
+
+/// Whose calls always end so is not well, and its proxy would say it if it were a drain.
+#[tokio::test]
+async fn an_application_that_says_that_it_drains_has_failed_as_by_any_other_word() {
+    let up = h2_upstream(usize::MAX, |_, _, mut respond| async move {
+        let mut send = respond.send_response(Response::new(()), false).unwrap();
+        send.send_data(Bytes::from_static(b"\0\0\0\0\x01a"), false).unwrap();
+        let end = Response::builder().header("grpc-status", "14").header("grpc-message", "draining");
+        send.send_trailers(end.header(DRAINED, "1").body(()).unwrap().headers().clone()).unwrap();
+    })
+    .await;
+    let mut pair = Pair::start(up.address, AppProtocol::Grpc).await;
+    pair.outbound.change([breaker()]).await;
+    let mut client = h2_client(pair.proxy).await;
+    for _ in 0..CALLS {
+        let (_, _, trailers) = fetch(&mut client, call()).await;
+        assert_eq!(trailers.unwrap()["grpc-message"], "draining");
     }
     pair.outbound.lines(CALLS).await;
-    assert_eq!(opened(&pair.outbound), 0);
+    assert_eq!(opened(&pair.outbound), 1);
 }
 
 #[tokio::test]

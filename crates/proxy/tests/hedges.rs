@@ -624,14 +624,12 @@ async fn over_http2_the_loser_s_stream_is_reset() {
     until(|| reset.load(Ordering::SeqCst)).await;
 }
 
-/// `web` calls `reviews`, of which two instances stand beside sidecars of their own.
-#[tokio::test]
-async fn through_sidecars_a_retry_of_the_hop_before_is_not_hedged() {
-    let pool = pool_of(&[Does::Hangs, Does::Answers, Does::Late(400)]).await;
+/// Two instances of `reviews` beside sidecars of their own, and before them the proxy of `web`; `said` of the service.
+async fn before_sidecars(apps: &[SocketAddr], said: v1::TrafficPolicy) -> (TestMesh, [Harness; 2], Harness) {
     let mesh = TestMesh::new();
     let reviews = mesh.identity("reviews");
     let (mut beside, mut peers) = (Vec::new(), Vec::new());
-    for app in &pool.addresses {
+    for app in apps {
         let mut inbound = mesh.proxy(&reviews, None, Settings::default());
         inbound
             .change([mesh.bundle(1, &[]), serving(&reviews.id(), "reviews", *app, AppProtocol::Http1)])
@@ -644,8 +642,16 @@ async fn through_sidecars_a_retry_of_the_hop_before_is_not_hedged() {
     let [_, other] = service_at("reviews", &reviews.id(), peers[1]);
     let Change::Upsert { type_url, version, body, .. } = other else { panic!("it comes") };
     let other = Change::Upsert { type_url, name: "shop/reviews-2".into(), version, body };
-    let said = policy("p", "reviews", v1::policy::Spec::Traffic(after(80)));
+    let said = policy("p", "reviews", v1::policy::Spec::Traffic(said));
     outbound.change([mesh.bundle(1, &[]), service, one, other, said]).await;
+    let Ok(beside) = beside.try_into() else { panic!("there are two") };
+    (mesh, beside, outbound)
+}
+
+#[tokio::test]
+async fn through_sidecars_a_retry_of_the_hop_before_is_not_hedged() {
+    let pool = pool_of(&[Does::Hangs, Does::Answers, Does::Late(400)]).await;
+    let (mesh, _beside, mut outbound) = before_sidecars(&pool.addresses, after(80)).await;
     let proxy = outbound.engine.listen(Side::Outbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
     let call = b"GET / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n";
     assert!(exchange(proxy, call).await.ends_with("\r\n\r\n1"));
@@ -656,7 +662,7 @@ async fn through_sidecars_a_retry_of_the_hop_before_is_not_hedged() {
     let lines = outbound.lines(2).await;
     assert!(lines[0].contains("\"attempts\":2") && lines[1].contains("\"attempts\":1"), "{lines:?}");
     assert_eq!(outbound.metric(OUTCOMES, &[]), 1, "nor was another one refused");
-    let proven = format!("\"upstream_peer_id\":\"{}\"", reviews.id());
+    let proven = format!("\"upstream_peer_id\":\"{}\"", mesh.id("reviews"));
     assert!(lines[0].contains(&proven), "whose answer it was is said: {}", lines[0]);
 }
 

@@ -1,5 +1,7 @@
 //! Copies of requests: what reaches the other service, and that the caller never notices.
 
+#[path = "mirrors/judged.rs"]
+mod judged;
 mod support;
 
 use std::net::SocketAddr;
@@ -428,64 +430,6 @@ async fn a_copy_does_not_leave_out_the_header_that_its_service_asks_for() {
     exchange(edge.address, GET).await;
     edge.ended("failed", 1).await;
     assert_eq!(copy.connections.load(Ordering::SeqCst), 0);
-}
-
-/// Copies of calls of gRPC whose endpoint answers with this status, of which three failures open the breaker.
-async fn grpc_copies(status: &'static str) -> (Edge, H2Upstream) {
-    let copy = h2_upstream(usize::MAX, move |_, request, mut respond| async move {
-        collect_body(request.into_body()).await.expect("a whole body");
-        let response = Response::builder().header("content-type", "application/grpc");
-        let response = response.header("grpc-status", status).body(()).expect("a response");
-        respond.send_response(response, true).expect("it is waited for");
-    })
-    .await;
-    let mut edge = edge_of(AppProtocol::Grpc, copy.address, mirrored(vec![mirror("copy", 100)])).await;
-    let breaker = v1::CircuitBreaker {
-        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
-        minimum_calls: 3,
-        failure_percent: 30,
-        open_ms: 60_000,
-        max_open_ms: 60_000,
-        trials: 1,
-        ..Default::default()
-    };
-    let circuit_breaker = Some(breaker);
-    edge.harness.change([on_copy(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
-    (edge, copy)
-}
-
-fn grpc_call() -> http::request::Builder {
-    Request::post("http://shop/a.B/C").header("content-type", "application/grpc")
-}
-
-const OPENED: [&str; 2] = ["default/copy", "\"open\""];
-
-/// A caller who is not believed gives little time, and the copy's endpoint hears that too.
-#[tokio::test]
-async fn a_deadline_that_is_not_believed_is_held_against_no_copy_s_endpoint() {
-    let (edge, _copy) = grpc_copies("4").await;
-    let mut client = h2_client(edge.address).await;
-    for number in 1..=6 {
-        fetch(&mut client, grpc_call().header("grpc-timeout", "1m").body(()).unwrap()).await;
-        edge.ended("failed", number).await;
-    }
-    assert_eq!(edge.harness.metric("meshwork_circuit_breaker_changes_total", &OPENED), 0);
-    for number in 7..=9 {
-        fetch(&mut client, grpc_call().body(()).unwrap()).await;
-        edge.ended("failed", number).await;
-    }
-    edge.harness.wait_metric("meshwork_circuit_breaker_changes_total", &OPENED, 1).await;
-}
-
-#[tokio::test]
-async fn what_a_deadline_does_not_explain_is_held_against_a_copy_s_endpoint() {
-    let (edge, _copy) = grpc_copies("13").await;
-    let mut client = h2_client(edge.address).await;
-    for number in 1..=3 {
-        fetch(&mut client, grpc_call().header("grpc-timeout", "1m").body(()).unwrap()).await;
-        edge.ended("failed", number).await;
-    }
-    edge.harness.wait_metric("meshwork_circuit_breaker_changes_total", &OPENED, 1).await;
 }
 
 #[tokio::test]

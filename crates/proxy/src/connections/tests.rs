@@ -63,6 +63,24 @@ fn progress_keeps_an_exchange_alive() {
     assert_eq!(exchange.order(), Some(Order::TimedOut(Phase::Exchange)));
 }
 
+/// As one that has its connection, or the head of its answer, at last.
+#[test]
+fn what_moves_in_the_turn_in_which_it_was_to_end_goes_on_unless_it_ends_for_another_reason() {
+    let connections = Rc::new(Connections::default());
+    let exchange = connections.register_stream(at(0), None);
+    connections.sweep(at(300), Duration::ZERO, &DownstreamTimeouts::default());
+    assert_eq!(exchange.order(), Some(Order::TimedOut(Phase::Exchange)));
+    exchange.progress(at(300));
+    assert_eq!(exchange.order(), None);
+    connections.sweep(at(600), Duration::ZERO, &DownstreamTimeouts::default());
+    assert_eq!(exchange.order(), Some(Order::TimedOut(Phase::Exchange)), "it has its time from there on");
+    for order in [Order::TimedOut(Phase::Body), Order::Drain, Order::Close(Cause::PeerRevoked)] {
+        exchange.give(order);
+        exchange.progress(at(600));
+        assert_eq!(exchange.order(), Some(order));
+    }
+}
+
 #[test]
 fn a_body_that_is_owed_has_a_time_of_its_own() {
     let connections = Rc::new(Connections::default());

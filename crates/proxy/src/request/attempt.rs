@@ -24,6 +24,7 @@ use tokio::time::sleep;
 
 use self::late::Late;
 use self::told::has_left;
+pub(super) use self::told::{is_of_overheard, is_refused, says_over};
 use super::affinity::Affinity;
 use super::body::RequestBody;
 use super::deadline::{self, Deadlines};
@@ -60,6 +61,10 @@ pub(crate) struct Attempts<'a> {
     endpoint: Option<Arc<Endpoint>>,
     /// When this attempt's endpoint was picked.
     began: Tick,
+    /// When it ended, where that is told only now: a second attempt beside it was waited for.
+    ended: Option<Tick>,
+    /// When its endpoint got its head.
+    heard: Tick,
     /// Its connection was not there at once.
     waited: Cell<bool>,
     /// What it waits for, as long as that is none of its endpoint's.
@@ -111,6 +116,8 @@ impl<'a> Attempts<'a> {
             affinity,
             endpoint: None,
             began: Tick::ZERO,
+            ended: None,
+            heard: Tick::ZERO,
             waited: Cell::new(false),
             behind: Noted::default(),
             trial: None,
@@ -140,10 +147,17 @@ impl<'a> Attempts<'a> {
         self.overheard = deadline::overheard(self.conn, &self.target, fields);
         let Some(rest) = self.rest(deadlines) else { return Ok(()) };
         deadline::tell(fields, &self.target, rest, journey.is_grpc())?;
+        self.overhears(rest, journey.is_grpc());
         if let (Target::App { .. }, Some(end)) = (self.target, deadlines.end()) {
             self.in_hand = kin::InHand::begin(self.conn, fields, end);
         }
         Ok(())
+    }
+
+    /// What a caller gives who is not believed is not heard where less was told instead: for that limit of ours whoever is called has to
+    /// answer.
+    fn overhears(&mut self, rest: Duration, is_grpc: bool) {
+        self.overheard = self.overheard.filter(|given| !is_grpc || *given <= rest);
     }
 
     /// What was asked for is there: it has its own time from now on, and what the application calls later is not for the request.
@@ -184,7 +198,7 @@ impl<'a> Attempts<'a> {
             let more = outcome.as_ref().is_ok_and(|exchange| !exchange.is_end());
             self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), now);
             if outcome.as_ref().is_err_and(|failure| has_left(failure, body)) {
-                self.left(now);
+                self.left(now, now);
             }
             let repeat = {
                 let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
@@ -210,10 +224,16 @@ impl<'a> Attempts<'a> {
                 let mut fields = repeated(head.fields, count, journey)?;
                 if let Some(rest) = rest {
                     deadline::tell(&mut fields, &self.target, rest, journey.is_grpc())?;
+                    self.overhears(rest, journey.is_grpc());
                 }
                 again = Some(Box::new(fields));
             }
         }
+    }
+
+    /// The deadline of a caller who is not believed, where endpoints hear it.
+    pub(crate) fn overheard(&self) -> Option<Duration> {
+        self.overheard
     }
 
     /// The endpoint that was called last.

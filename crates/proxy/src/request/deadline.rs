@@ -149,7 +149,7 @@ impl Deadlines {
     pub(crate) fn or_over(&self, failure: Failure) -> Failure {
         let breaks_off = matches!(failure.cause, Cause::UpstreamReset | Cause::UpstreamClosed);
         match self.over().filter(|_| breaks_off) {
-            Some(cause) => Failure::local(cause),
+            Some(cause) => ended(cause),
             None => failure,
         }
     }
@@ -162,7 +162,7 @@ impl Deadlines {
         let over = if answer::is_time_out(answer, is_grpc) { self.over() } else { None };
         // Of an attempt alone the answer counts: policies name the statuses that are repeated.
         let over = over.filter(|cause| *cause != Cause::PerTryTimeout);
-        over.map_or(Ok(()), |cause| Err(Failure::local(cause)))
+        over.map_or(Ok(()), |cause| Err(ended(cause)))
     }
 
     /// What it is called that is over by now, if anything is.
@@ -177,6 +177,11 @@ impl Deadlines {
             _ => Cause::PerTryTimeout,
         }
     }
+}
+
+/// Our time is over, and its endpoint has ended it as well.
+fn ended(cause: Cause) -> Failure {
+    Failure { has_ended: true, ..Failure::local(cause) }
 }
 
 /// The request's time begins, with what its caller says.
@@ -225,7 +230,8 @@ fn of_caller(conn: &Conn, fields: &mut Fields, is_grpc: bool, timeouts: &Timeout
         }
         return None;
     }
-    let grpc = fields.known(grpc).filter(|_| is_grpc).and_then(read_grpc_timeout);
+    // Which of several the next hop would go by is not known: the least is right for any.
+    let grpc = fields.known_all(grpc).filter(|_| is_grpc).filter_map(read_grpc_timeout).min();
     Given::least(grpc, fields.known(http).and_then(read_millis))
 }
 
@@ -234,10 +240,20 @@ fn believes(conn: &Conn, timeouts: &Timeouts) -> bool {
 }
 
 /// The deadline of a caller who is not believed here, where the next hop hears of it. That it is over says nothing about
-/// whoever is called.
+/// whoever is called. Nobody knows which of several a server goes by, nor what it makes of one that is written wrongly: it may be no time at all.
 pub(crate) fn overheard(conn: &Conn, target: &Target<'_>, fields: &Fields) -> Option<Duration> {
-    let given = fields.known(KnownName::GrpcTimeout).filter(|_| !believes(conn, &target.timeouts()))?;
-    Some(read_grpc_timeout(given).unwrap_or(Duration::MAX))
+    let grpc = fields.known_all(KnownName::GrpcTimeout).map(read_grpc_timeout);
+    let connect = fields.get_all(CONNECT_TIMEOUT_MS).map(read_connect_timeout);
+    let least = grpc.chain(connect).map(Option::unwrap_or_default).min();
+    least.filter(|_| !believes(conn, &target.timeouts()))
+}
+
+/// By this the Connect protocol says what `grpc-timeout` says, in milliseconds, and a server of it that is late answers 504.
+const CONNECT_TIMEOUT_MS: &[u8] = b"connect-timeout-ms";
+
+fn read_connect_timeout(value: &[u8]) -> Option<Duration> {
+    let is_number = value.len() <= 10 && value.iter().all(u8::is_ascii_digit);
+    is_number.then(|| read_millis(value)).flatten()
 }
 
 /// Refuses what cannot be done in time: nothing is left, or less than the fastest answer of late took. `caller`: what it gives, and
@@ -335,6 +351,7 @@ mod tests {
     use meshwork_messages::v1;
 
     use super::*;
+    use crate::error::Retry;
 
     fn polled(deadlines: &mut Deadlines, timers: &Rc<Timers>) -> Poll<Cause> {
         deadlines.poll(&mut Context::from_waker(Waker::noop()), timers)
@@ -409,6 +426,21 @@ mod tests {
             (true, Cause::PerTryTimeout),
             "by the timer of the one before"
         );
+    }
+
+    #[test]
+    fn who_breaks_off_or_answers_when_our_time_is_over_works_on_it_no_more() {
+        let deadlines =
+            |end| Deadlines { request: Some((end, Cause::RequestTimeout)), ..Deadlines::default() };
+        let (over, runs) = (deadlines(Instant::now()), deadlines(end_of(Duration::from_hours(1))));
+        let reset = || Failure::upstream(Cause::UpstreamReset, Retry::Policy);
+        let ended = |failure: Failure| (failure.cause, failure.has_ended);
+        assert_eq!(ended(over.or_over(reset())), (Cause::RequestTimeout, true));
+        assert_eq!(ended(runs.or_over(reset())), (Cause::UpstreamReset, false), "its cause says it");
+        let answer = ResponseHead { status: 504, ..ResponseHead::default() };
+        let refused = over.unless_over(&answer, false).expect_err("it says that time is over, and it is");
+        assert_eq!(ended(refused), (Cause::RequestTimeout, true));
+        assert!(runs.unless_over(&answer, false).is_ok());
     }
 
     /// The application beside us serves `shop/web` and calls `shop/reviews`.

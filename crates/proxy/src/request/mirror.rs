@@ -9,6 +9,7 @@
 mod copy;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{Cluster, Mirror};
@@ -18,7 +19,6 @@ use meshwork_telemetry::{Copied, SpanId};
 use super::aside::OwnHead;
 use super::attempt::announced;
 use super::body::RequestBody;
-use super::deadline::{self, Deadlines};
 use super::journey::Journey;
 use super::kin;
 use super::route::{Seen, Target, Way};
@@ -31,13 +31,14 @@ use copy::Copy;
 /// Copies that one worker has under way at most.
 pub(crate) const MOST: usize = 128;
 
-/// Begins the copies of a request that is about to be sent.
+/// Begins the copies of a request that is about to be sent. `end`: of its time; `overheard`: what of a caller's deadline that is not
+/// believed here endpoints hear.
 #[inline]
 pub(crate) fn begin(
     conn: &Conn,
     (way, target): (&Way<'_>, &Target<'_>),
     (head, sent): (&RequestHead, &Head<'_>),
-    deadlines: &Deadlines,
+    (end, overheard): (Option<Tick>, Option<Duration>),
     body: &mut RequestBody<'_>,
     journey: &mut Journey<'_>,
 ) {
@@ -47,7 +48,7 @@ pub(crate) fn begin(
         return;
     }
     let mirrors = of_rule.iter().chain(&backend.mirrors);
-    let request = Original { conn, target, head, sent, end: deadlines.end() };
+    let request = Original { conn, target, head, sent, end, overheard };
     copied(&request, mirrors, body, journey);
 }
 
@@ -57,6 +58,7 @@ struct Original<'a> {
     head: &'a RequestHead,
     sent: &'a Head<'a>,
     end: Option<Tick>,
+    overheard: Option<Duration>,
 }
 
 #[cold]
@@ -115,7 +117,7 @@ impl Original<'_> {
             is_grpc: journey.is_grpc(),
             hash,
             end: self.end,
-            overheard: deadline::overheard(self.conn, self.target, &self.head.fields).is_some(),
+            overheard: self.overheard,
             timeouts: policy.timeouts(Some(cluster)),
             announcement: announced(self.conn, cluster),
             cluster: Arc::clone(cluster),

@@ -181,7 +181,8 @@ async fn run(
     let mut attempts = Attempts::new(conn, target, affinity.as_deref(), head);
     attempts.announce(&mut head.fields, &deadlines, journey)?;
     let sent = outgoing.head(head);
-    mirror::begin(conn, (&way, &target), (head, &sent), &deadlines, &mut body, journey);
+    let heard = (deadlines.end(), attempts.overheard());
+    mirror::begin(conn, (&way, &target), (head, &sent), heard, &mut body, journey);
     let ran = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await;
     let exchange = ran.map_err(|failure| overload::failed(&conn.worker, failure, &mut body))?;
     journey.enter(Phase::Response);

@@ -251,15 +251,16 @@ pub(crate) const fn was_unheard(failure: &Failure) -> bool {
 }
 
 /// Whether whoever was asked has ended it by itself.
-const fn was_ended(failure: &Failure) -> bool {
-    matches!(
+pub(crate) const fn was_ended(failure: &Failure) -> bool {
+    let by_cause = matches!(
         last(failure),
         Cause::UpstreamReset
             | Cause::UpstreamRefused
             | Cause::UpstreamClosed
             | Cause::UpstreamProtocolError
             | Cause::UpstreamHeadersTooLarge
-    )
+    );
+    failure.has_ended || by_cause
 }
 
 /// Why the last attempt failed.
@@ -326,6 +327,8 @@ mod tests {
         }
         for cause in [Cause::RequestTimeout, Cause::PerTryTimeout, Cause::DownstreamClosed] {
             assert!(!was_ended(&Failure::local(cause)) && !was_ended(&last(cause)));
+            let too_late = Failure { has_ended: true, ..Failure::local(cause) };
+            assert!(was_ended(&too_late), "its end was there when ours was seen");
         }
         assert!(!was_ended(&Failure::upstream(Cause::ConnectTimeout, retry)), "its queue is full, perhaps");
     }

@@ -124,7 +124,7 @@ async fn break_off(
     // That a stream ends with its proxy is nobody's mistake: gRPC's callers begin it anew elsewhere when they are told so.
     let may_end =
         is_told && failure.cause == Cause::Draining && !matches!(response.body, BodyLength::Known(_));
-    if may_end && down.end_early(&grpc_trailers(failure.cause, UNAVAILABLE)).await {
+    if may_end && down.end_early(&drain_trailers(conn.caller.is_some())).await {
         journey.record.grpc_status = Some(UNAVAILABLE);
         return;
     }
@@ -173,7 +173,7 @@ fn begin(conn: &Conn, response: &mut ResponseHead, status: u16) {
     response.clear();
     response.status = status;
     let fields = &mut response.fields;
-    fields.push_known(KnownName::Server, "meshwork").expect("a constant is a field value");
+    fields.push_known(KnownName::Server, OURS).expect("a constant is a field value");
     date(conn, fields);
 }
 
@@ -214,19 +214,44 @@ fn grpc_message(text: &str) -> Cow<'_, str> {
         .into()
 }
 
-/// How a call of gRPC ends that has begun to be answered. A code that is no success, so that nobody takes what came for all.
-fn grpc_trailers(cause: Cause, code: u8) -> Fields {
+/// By this trailer a proxy of the mesh says to another one that it is the end of its drain that has ended a call of gRPC: code and message
+/// may be those of an application.
+const DRAINED: &str = "x-meshwork-draining";
+
+/// How a call of gRPC ends that has begun to be answered when the drain ends. Its code is no success, so that nobody takes what came for
+/// all.
+fn drain_trailers(in_mesh: bool) -> Fields {
     let mut fields = Fields::default();
-    fields.push_known(KnownName::GrpcStatus, code.to_string()).expect("a number is a field value");
-    fields.push("grpc-message", cause.as_str()).expect("a cause is a field value");
+    fields.push_known(KnownName::GrpcStatus, UNAVAILABLE.to_string()).expect("a number is a field value");
+    fields.push("grpc-message", Cause::Draining.as_str()).expect("a cause is a field value");
+    if in_mesh {
+        fields.push(DRAINED, "1").expect("a constant is a field value");
+    }
     fields
 }
 
-/// Whether a proxy of the mesh has ended a call of gRPC with the end of its drain: that is no fault of who answered it.
+/// Whether trailers say that the end of a drain has ended their call: that is no fault of who answered it. Only a proxy of the mesh is
+/// believed.
 pub(crate) fn is_of_drain(trailers: &Fields) -> bool {
-    trailers.known(KnownName::GrpcStatus) == Some(UNAVAILABLE.to_string().as_bytes())
-        && trailers.get("grpc-message") == Some(Cause::Draining.as_str().as_bytes())
+    trailers.get(DRAINED).is_some()
 }
+
+/// Takes that word out of trailers: an application may have said it.
+pub(crate) fn forget_drain(trailers: &mut Fields) {
+    trailers.remove(DRAINED);
+}
+
+/// Whether it is a proxy that refuses a call of gRPC since it cannot be done in time. An application that passes on what a proxy has told
+/// it says who it is itself, or does not.
+pub(crate) fn is_unreachable(response: &ResponseHead) -> bool {
+    let fields = &response.fields;
+    fields.known(KnownName::GrpcMessage) == Some(Cause::DeadlineUnreachable.as_str().as_bytes())
+        && fields.known(KnownName::GrpcStatus) == Some(DEADLINE_EXCEEDED.to_string().as_bytes())
+        && fields.known(KnownName::Server) == Some(OURS)
+}
+
+/// What we call ourselves in answers of our own.
+const OURS: &[u8] = b"meshwork";
 
 /// What gRPC's libraries call the `INTERNAL_ERROR` by which a stream is broken off.
 const INTERNAL: u8 = 13;

@@ -531,7 +531,8 @@ fn stopped(failure: Failure, stop: StopReason, deadlines: &Deadlines) -> Failure
     let detail = detail(stop, failure.told());
     // That the request's own time would be over before is a time-out itself.
     let last = (stop != StopReason::Deadline).then_some(failure.cause);
-    Failure { cause, last, ..failure }.because(detail)
+    let has_ended = overload::was_ended(&failure);
+    Failure { cause, last, has_ended, ..failure }.because(detail)
 }
 
 #[cfg(test)]
@@ -574,6 +575,8 @@ mod tests {
             assert_eq!(status(spent), Some(504), "{spent:?}");
         }
         let failed = Failure::upstream(Cause::UpstreamReset, Retry::Policy);
-        assert_eq!(stopped(failed, StopReason::Deadline, &Deadlines::default()).status(), Some(504));
+        let stopped = stopped(failed, StopReason::Deadline, &Deadlines::default());
+        assert_eq!(stopped.status(), Some(504));
+        assert!(overload::was_ended(&stopped), "nobody works on it any more");
     }
 }

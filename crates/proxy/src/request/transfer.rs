@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::Cause;
-use meshwork_http1::{BodyLength, KnownName, ResponseHead};
+use meshwork_http1::{BodyLength, Fields, KnownName, ResponseHead};
 
 use super::answer;
 use super::attempt::Attempts;
@@ -144,6 +144,8 @@ pub(crate) async fn response(
     deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
     let conn = journey.conn();
+    // Whoever has answered was not silent.
+    conn.entry.progress(conn.worker.now());
     body.settle();
     if matches!(down, Down::H2(_)) {
         exchange.share();
@@ -379,10 +381,11 @@ fn poll_ready_frame(
             }
             Ok(true)
         }
-        Poll::Ready(Ok(Frame::End(trailers))) => {
-            if let Some(trailers) = &trailers {
+        Poll::Ready(Ok(Frame::End(mut trailers))) => {
+            if let Some(trailers) = &mut trailers {
                 journey.grpc_status(trailers.known(KnownName::GrpcStatus));
-                journey.was_drained = exchange.is_in_mesh() && reply::is_of_drain(trailers);
+                journey.was_drained =
+                    reply::is_of_drain(trailers) && hear_of_drain(exchange, trailers, journey);
             }
             down.end(trailers);
             *ended = true;
@@ -396,6 +399,16 @@ fn poll_ready_frame(
         }
         Poll::Pending => Ok(false),
     }
+}
+
+/// Whether whoever says that the end of a drain has ended an answer is a proxy of the mesh. It goes on to no other than such.
+#[cold]
+fn hear_of_drain(exchange: &Exchange, trailers: &mut Fields, journey: &Journey<'_>) -> bool {
+    let is_believed = exchange.is_in_mesh();
+    if !is_believed || journey.conn().caller.is_none() {
+        reply::forget_drain(trailers);
+    }
+    is_believed
 }
 
 #[cfg(test)]

@@ -49,6 +49,34 @@ async fn a_worker_whose_sockets_are_still_being_closed_hears_that_it_is_to_end()
     assert!(closed.await.is_err(), "it has not waited for that");
 }
 
+/// What a caller of the application reads who waits at its socket when that is closed for a drain; `asked`: its worker was told before
+/// to close it, and has not stood still then.
+async fn read_in_drain(asked: bool) -> std::io::Result<usize> {
+    let (commands, receiver) = mpsc::channel(8);
+    let socket = listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
+    let address = socket.local_addr().unwrap();
+    let mut caller = std::net::TcpStream::connect(address).unwrap();
+    let close = asked.then(|| Command::StopAccepting(oneshot::channel().0));
+    let told = [Command::Listen(Place::Outbound(address), socket)].into_iter().chain(close);
+    for command in told.chain([Command::Drain]) {
+        commands.try_send(command).ok().unwrap();
+    }
+    LocalSet::new().run_until(run(shared(Settings::default()), bells(), receiver)).await;
+    assert!(std::net::TcpStream::connect(address).is_err(), "asked: {asked}");
+    std::io::Read::read(&mut caller, &mut [0])
+}
+
+#[tokio::test]
+async fn who_waits_at_a_socket_that_closes_for_a_drain_is_let_in() {
+    for asked in [true, false] {
+        // Of what is due at the same time, anything may be first.
+        for _ in 0..20 {
+            let read = read_in_drain(asked).await;
+            assert!(matches!(read, Ok(0)), "what is not let in is reset, asked {asked}: {read:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_follows_when_sockets_are_closed_follows_then() {
     for inbound in [true, false] {

@@ -1,11 +1,14 @@
 //! Deadlines of callers that a gateway does not believe, and what they say of endpoints.
 
+use super::support::h2::{get, h2_upstream_with};
 use super::*;
 
 /// Every time is over, said by the head or by the trailers.
 async fn always_over() -> H2Upstream {
     h2_upstream(usize::MAX, |number, _, mut respond| async move {
-        let over = http::Response::builder().header("grpc-status", "4").body(()).unwrap();
+        // As an application says it that passes on what a proxy has told it.
+        let over = http::Response::builder().header("grpc-status", "4");
+        let over = over.header("grpc-message", "deadline_unreachable").body(()).unwrap();
         if number % 2 == 0 {
             respond.send_response(over, true).unwrap();
         } else {
@@ -18,20 +21,55 @@ async fn always_over() -> H2Upstream {
 
 #[tokio::test]
 async fn a_deadline_of_a_caller_who_is_not_believed_is_held_against_no_endpoint() {
+    // Servers go by the first or the last of several, and some read what the protocol does not know.
+    let timeouts: [&[&str]; 7] =
+        [&["1n"], &["1H", "1n"], &["1n", "1H"], &["1H, 1n"], &["1 n"], &["000000001n"], &["-1S"]];
     let up = always_over().await;
     let (mut harness, address) = gateway(AppProtocol::Grpc, up.address, v1::Timeouts::default()).await;
     let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..Default::default() };
     harness.change([on_web(policy)]).await;
     let call = || Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
     let mut client = h2_client(address).await;
-    for _ in 0..6 {
-        fetch(&mut client, call().header("grpc-timeout", "1n").body(()).unwrap()).await;
+    for timeouts in timeouts {
+        let timed = || timeouts.iter().fold(call(), |call, timeout| call.header("grpc-timeout", *timeout));
+        for _ in 0..6 {
+            fetch(&mut client, timed().body(()).unwrap()).await;
+        }
+        assert_eq!(harness.metric(BREAKER_CHANGES, &OPENED), 0, "{timeouts:?}");
     }
-    assert_eq!(harness.metric(BREAKER_CHANGES, &OPENED), 0);
     for _ in 0..3 {
         fetch(&mut client, call().body(()).unwrap()).await;
     }
     harness.wait_metric(BREAKER_CHANGES, &OPENED, 1).await;
+}
+
+/// As servers of the Connect protocol answer a call that has taken too long; here after a second.
+#[tokio::test]
+async fn nor_is_one_that_the_connect_protocol_says() {
+    let clock = ManualClock::new();
+    let time = clock.clone();
+    let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
+        time.advance(Duration::from_secs(1));
+        async move {
+            let late = http::Response::builder().status(504).body(()).unwrap();
+            respond.send_response(late, true).unwrap();
+        }
+    })
+    .await;
+    for (timeout, opened) in [("2000", 1), ("1000", 0), ("0", 0), ("soon", 0), ("00000002000", 0)] {
+        let harness = Harness::at(&clock);
+        let (mut harness, address) =
+            gateway_of(harness, AppProtocol::Http2, up.address, v1::Timeouts::default()).await;
+        let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..Default::default() };
+        harness.change([on_web(policy)]).await;
+        let mut client = h2_client(address).await;
+        for number in 1..=4 {
+            let call = Request::post("http://shop/a.B/C").header("connect-timeout-ms", timeout);
+            fetch(&mut client, call.body(()).unwrap()).await;
+            harness.lines(number).await;
+        }
+        assert_eq!(harness.metric(BREAKER_CHANGES, &OPENED), opened, "{timeout}");
+    }
 }
 
 /// Whose calls have a deadline gets the beginning of an answer, and the others failures.
@@ -49,7 +87,21 @@ async fn begins_or_fails() -> H2Upstream {
     .await
 }
 
-/// Whether the answer to a call with such a deadline has begun before that was over. Its caller waits for its end.
+/// A gateway before this application in the mesh, whose breaker three failures open.
+async fn before_mesh(app: &H2Upstream) -> (Pair, SocketAddr) {
+    let mut pair = Pair::start(app.address, AppProtocol::Grpc).await;
+    let backend = v1::Backend { service: "shop/reviews".into(), port: 80, weight: 1, ..Default::default() };
+    let to_reviews = v1::Rule { backends: vec![backend], ..rule(&[], vec![]) };
+    let gateway = pair.outbound.route(vec![to_reviews]).await;
+    let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..Default::default() };
+    pair.outbound.change([support::mesh::policy("p", "reviews", v1::policy::Spec::Traffic(policy))]).await;
+    (pair, gateway)
+}
+
+const IN_MESH: [&str; 2] = ["shop/reviews", "\"open\""];
+
+/// Whether the answer to a call with such a deadline has begun before that was over, which a busy machine may not bring about. Its caller
+/// waits for its end.
 async fn runs_out(client: &mut SendRequest<Bytes>, clock: &ManualClock, ms: u32) -> bool {
     let call = Request::post("http://reviews/a.B/C").header("content-type", "application/grpc");
     let call = call.header("grpc-timeout", format!("{ms}m")).body(()).unwrap();
@@ -64,43 +116,73 @@ async fn runs_out(client: &mut SendRequest<Bytes>, clock: &ManualClock, ms: u32)
 #[tokio::test]
 async fn a_stranger_s_deadline_that_is_over_in_the_middle_of_an_answer_says_nothing_of_its_endpoint() {
     let up = begins_or_fails().await;
-    let mut pair = Pair::start(up.address, AppProtocol::Grpc).await;
-    let backend = v1::Backend { service: "shop/reviews".into(), port: 80, weight: 1, ..Default::default() };
-    let to_reviews = v1::Rule { backends: vec![backend], ..rule(&[], vec![]) };
-    let gateway = pair.outbound.route(vec![to_reviews]).await;
-    let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..Default::default() };
-    pair.outbound.change([support::mesh::policy("p", "reviews", v1::policy::Spec::Traffic(policy))]).await;
-    let mut client = h2_client(gateway).await;
-    let (mut ms, mut begun) = (50, 0);
-    while begun < 3 {
-        if runs_out(&mut client, &pair.mesh.clock, ms).await {
+    let mut ms = 50;
+    let (pair, mut client) = loop {
+        let (pair, gateway) = before_mesh(&up).await;
+        let mut client = h2_client(gateway).await;
+        let mut begun = 0;
+        while begun < 3 && runs_out(&mut client, &pair.mesh.clock, ms).await {
             begun += 1;
-        } else {
-            ms *= 2;
         }
-    }
-    let opened = ["shop/reviews", "\"open\""];
+        if begun == 3 {
+            break (pair, client);
+        }
+        ms *= 2;
+    };
     let call = || Request::post("http://reviews/a.B/C").header("content-type", "application/grpc");
     for _ in 0..2 {
         fetch(&mut client, call().body(()).unwrap()).await;
     }
     assert_eq!(
-        pair.outbound.metric(BREAKER_CHANGES, &opened),
+        pair.outbound.metric(BREAKER_CHANGES, &IN_MESH),
         0,
         "neither failures nor successes came before"
     );
     fetch(&mut client, call().body(()).unwrap()).await;
-    pair.outbound.wait_metric(BREAKER_CHANGES, &opened, 1).await;
+    pair.outbound.wait_metric(BREAKER_CHANGES, &IN_MESH, 1).await;
 }
 
-/// How often a breaker has opened after three calls whose callers give them a second, and which their endpoint resets for this reason
-/// after so long; `begun`: behind the head of an answer.
-async fn opened_by(reason: h2::Reason, after: Duration, begun: bool) -> u64 {
+/// Its endpoint hears our limit of a minute instead, and is judged by that as without the stranger's.
+#[tokio::test]
+async fn a_stranger_s_time_that_is_longer_than_ours_excuses_nobody() {
+    const OVER: &[u8] = b"HTTP/1.1 200 OK\r\ngrpc-status: 4\r\ncontent-length: 0\r\n\r\n";
+    for (seconds, changes) in [(50, 0), (100, 1)] {
+        let clock = ManualClock::new();
+        let time = clock.clone();
+        let up = upstream(move |got| {
+            is_head(got).then(|| {
+                time.advance(Duration::from_secs(seconds));
+                OVER.to_vec()
+            })
+        })
+        .await;
+        let limit = v1::Timeouts { request_ms: 60_000, ..Default::default() };
+        let (mut harness, address) =
+            gateway_of(Harness::at(&clock), AppProtocol::Http1, up.address, limit).await;
+        let (timeouts, circuit_breaker) = (Some(limit), Some(breaker()));
+        harness.change([on_web(v1::TrafficPolicy { timeouts, circuit_breaker, ..retry(0, &[]) })]).await;
+        let call = format!("{GET}Content-Type: application/grpc\r\nGrpc-Timeout: {seconds}S\r\n\r\n");
+        for number in 1..=3 {
+            assert!(exchange(address, call.as_bytes()).await.contains("grpc-status: 4"));
+            harness.lines(number).await;
+        }
+        assert_eq!(harness.metric(BREAKER_CHANGES, &OPENED), changes, "{seconds}");
+    }
+}
+
+/// How often a breaker has opened after three calls whose callers give them this time, and which their endpoint resets for this reason
+/// after so long; `begun`: behind the head of an answer. Two calls before have failed, so that one that had gone well would open it too.
+async fn opened_by(reason: h2::Reason, given: &str, after: Duration, begun: bool) -> u64 {
     let clock = ManualClock::new();
     let time = clock.clone();
-    let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
+    let up = h2_upstream(usize::MAX, move |number, _, mut respond| {
         let time = time.clone();
         async move {
+            if number < 2 {
+                let failed = http::Response::builder().header("grpc-status", "13").body(()).unwrap();
+                respond.send_response(failed, true).unwrap();
+                return;
+            }
             if !begun {
                 time.advance(after);
                 return respond.send_reset(reason);
@@ -119,9 +201,12 @@ async fn opened_by(reason: h2::Reason, after: Duration, begun: bool) -> u64 {
     let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..retry(0, &[]) };
     harness.change([on_web(policy)]).await;
     let mut client = h2_client(address).await;
-    for number in 1..=3 {
-        let call = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
-        let call = call.header("grpc-timeout", "1S").body(()).unwrap();
+    let call = || Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+    for _ in 0..2 {
+        fetch(&mut client, call().body(()).unwrap()).await;
+    }
+    for number in 3..=5 {
+        let call = call().header("grpc-timeout", given).body(()).unwrap();
         let (response, _) = client.send_request(call, true).unwrap();
         if let Ok(response) = response.await {
             let mut body = response.into_body();
@@ -136,13 +221,80 @@ async fn opened_by(reason: h2::Reason, after: Duration, begun: bool) -> u64 {
 async fn what_is_reset_when_a_stranger_s_time_is_over_is_held_against_nobody() {
     let (broken, cancelled) = (h2::Reason::INTERNAL_ERROR, h2::Reason::CANCEL);
     for begun in [true, false] {
-        // It may keep some of the time for the way back.
-        let cancels = [(cancelled, 0, 1), (cancelled, 874, 1), (cancelled, 875, 0)];
-        for (reason, after, opened) in [(broken, 999, 1), (broken, 1_000, 0)].into_iter().chain(cancels) {
-            let got = opened_by(reason, Duration::from_millis(after), begun).await;
-            assert_eq!(got, opened, "{reason:?} after {after} ms, {begun}");
+        // It may keep some of the time for the way back: an eighth, or 20 ms where that is less, and never more than half.
+        let cancels = [("1S", 0, 1), ("1S", 874, 1), ("1S", 875, 0), ("100m", 79, 1), ("100m", 80, 0)]
+            .into_iter()
+            .chain([("20m", 0, 1), ("20m", 9, 1), ("20m", 10, 0)])
+            .map(|(given, after, opened)| (cancelled, given, after, opened));
+        for (reason, given, after, opened) in
+            [(broken, "1S", 999, 1), (broken, "1S", 1_000, 0)].into_iter().chain(cancels)
+        {
+            let got = opened_by(reason, given, Duration::from_millis(after), begun).await;
+            assert_eq!(got, opened, "{reason:?} after {after} ms of {given}, {begun}");
         }
     }
+}
+
+/// Calls wait for a second, and their endpoint, which gets them then, breaks them off at once or says that their time is over.
+async fn judged_after_a_wait(breaks: bool) {
+    const CALLS: u64 = 3;
+    let (lets, held) = tokio::sync::watch::channel(false);
+    let (came, mut comes) = tokio::sync::mpsc::channel(1);
+    let serve =
+        move |number, _: http::Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>| {
+            let (mut held, came) = (held.clone(), came.clone());
+            async move {
+                match number {
+                    0 => answer(respond, b"hello"),
+                    1 => {
+                        came.send(()).await.unwrap();
+                        held.wait_for(|goes_on| *goes_on).await.unwrap();
+                        answer(respond, b"hello");
+                    }
+                    _ if breaks => respond.send_reset(h2::Reason::INTERNAL_ERROR),
+                    _ => {
+                        let over = http::Response::builder().header("grpc-status", "4").body(()).unwrap();
+                        respond.send_response(over, true).unwrap();
+                    }
+                }
+            }
+        };
+    let up = h2_upstream_with(|server| server.max_concurrent_streams(1), usize::MAX, serve).await;
+    let clock = ManualClock::new();
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let mut harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Grpc, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let limits = v1::Limits { max_connections: 1, max_pending_requests: 100, ..Default::default() };
+    let policy =
+        v1::TrafficPolicy { circuit_breaker: Some(breaker()), limits: Some(limits), ..retry(0, &[]) };
+    harness.change([on_web(policy)]).await;
+    let mut client = h2_client(address).await;
+    // How many streams there may be is known from here on.
+    fetch(&mut client, get("/")).await;
+    let call = || Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+    let first = client.send_request(get("/"), true).unwrap().0;
+    comes.recv().await.unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..CALLS {
+        let call = call().header("grpc-timeout", "1S").body(()).unwrap();
+        waiting.push(client.send_request(call, true).unwrap().0);
+    }
+    harness.wait_metric("meshwork_limit_waited_total", &["default/web", "maxConnections"], CALLS).await;
+    clock.advance(Duration::from_secs(1));
+    lets.send(true).unwrap();
+    first.await.unwrap();
+    for one in waiting {
+        _ = one.await;
+    }
+    harness.wait_metric(BREAKER_CHANGES, &OPENED, 1).await;
+}
+
+/// What a call waits for before its endpoint has it is no time of that one's.
+#[tokio::test]
+async fn a_stranger_s_time_begins_for_an_endpoint_when_it_gets_the_call() {
+    judged_after_a_wait(true).await;
+    judged_after_a_wait(false).await;
 }
 
 /// Three calls that have an hour are told at once that it is over, and a breaker opens.
@@ -169,4 +321,104 @@ async fn who_says_at_once_that_a_stranger_s_time_is_over_is_judged_as_any_other(
 #[tokio::test]
 async fn a_deadline_that_is_believed_is_held_against_who_lets_it_pass() {
     is_judged(v1::Timeouts { caller_deadline: CallerDeadline::Accept.into(), ..Default::default() }).await;
+}
+
+#[tokio::test]
+async fn of_several_deadlines_that_are_believed_the_least_counts() {
+    let up = always_over().await;
+    let accept = v1::Timeouts { caller_deadline: CallerDeadline::Accept.into(), ..Default::default() };
+    let (_harness, address) = gateway(AppProtocol::Grpc, up.address, accept).await;
+    let mut client = h2_client(address).await;
+    for timeouts in [["1H", "0n"], ["0n", "1H"]] {
+        let call = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+        let call = timeouts.iter().fold(call, |call, timeout| call.header("grpc-timeout", *timeout));
+        fetch(&mut client, call.body(()).unwrap()).await;
+    }
+    assert_eq!(up.connections.load(Ordering::SeqCst), 0, "nothing is left");
+}
+
+/// Its proxy has time enough, and would say so itself if it had not.
+#[tokio::test]
+async fn nor_is_an_application_in_the_mesh_excused_that_says_so_at_once() {
+    let up = always_over().await;
+    let (pair, gateway) = before_mesh(&up).await;
+    let mut client = h2_client(gateway).await;
+    for _ in 0..3 {
+        let call = Request::post("http://reviews/a.B/C").header("content-type", "application/grpc");
+        fetch(&mut client, call.header("grpc-timeout", "1H").body(()).unwrap()).await;
+    }
+    pair.outbound.wait_metric(BREAKER_CHANGES, &IN_MESH, 1).await;
+}
+
+/// Answers after 30 ms; to whom it is said it fails.
+async fn slow_or_failing(clock: &Arc<std::sync::OnceLock<ManualClock>>) -> H2Upstream {
+    let clock = Arc::clone(clock);
+    h2_upstream(usize::MAX, move |_, request, mut respond| {
+        let clock = Arc::clone(&clock);
+        async move {
+            clock.get().unwrap().advance(Duration::from_millis(30));
+            let status = if request.headers().contains_key("x-fails") { "13" } else { "0" };
+            let answer = http::Response::builder().header("grpc-status", status).body(()).unwrap();
+            respond.send_response(answer, true).unwrap();
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_the_proxy_of_an_endpoint_refuses_for_a_stranger_s_deadline_says_nothing_of_it() {
+    let clock = Arc::default();
+    let up = slow_or_failing(&clock).await;
+    let (pair, gateway) = before_mesh(&up).await;
+    clock.set(pair.mesh.clock.clone()).unwrap();
+    let mut client = h2_client(gateway).await;
+    let call = || Request::post("http://reviews/a.B/C").header("content-type", "application/grpc");
+    for _ in 0..20 {
+        fetch(&mut client, call().body(()).unwrap()).await;
+    }
+    for _ in 0..2 {
+        fetch(&mut client, call().header("x-fails", "1").body(()).unwrap()).await;
+    }
+    for _ in 0..10 {
+        let refused = call().header("grpc-timeout", "20m").body(()).unwrap();
+        let refused = client.send_request(refused, true).unwrap().0.await.unwrap();
+        assert_eq!(refused.headers()["grpc-message"], "deadline_unreachable");
+    }
+    assert_eq!(pair.outbound.metric(BREAKER_CHANGES, &IN_MESH), 0, "it has not failed");
+    fetch(&mut client, call().header("x-fails", "1").body(()).unwrap()).await;
+    pair.outbound.wait_metric(BREAKER_CHANGES, &IN_MESH, 1).await;
+}
+
+/// Three calls take a second of which callers give them no more, and end so; a breaker looks at those that are slow.
+#[tokio::test]
+async fn who_keeps_a_stranger_s_deadline_was_slow() {
+    for resets in [false, true] {
+        let clock = ManualClock::new();
+        let time = clock.clone();
+        let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
+            time.advance(Duration::from_secs(1));
+            async move {
+                if resets {
+                    return respond.send_reset(h2::Reason::CANCEL);
+                }
+                let over = http::Response::builder().header("grpc-status", "4").body(()).unwrap();
+                respond.send_response(over, true).unwrap();
+            }
+        })
+        .await;
+        let harness = Harness::at(&clock);
+        let (mut harness, address) =
+            gateway_of(harness, AppProtocol::Grpc, up.address, v1::Timeouts::default()).await;
+        let slow = v1::CircuitBreaker { slow_percent: 50, slow_after_ms: 500, ..breaker() };
+        let policy = v1::TrafficPolicy { circuit_breaker: Some(slow), ..retry(0, &[]) };
+        harness.change([on_web(policy)]).await;
+        let mut client = h2_client(address).await;
+        for _ in 0..3 {
+            let call = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+            let call = call.header("grpc-timeout", "1S").body(()).unwrap();
+            // It may be reset.
+            _ = client.send_request(call, true).unwrap().0.await;
+        }
+        harness.wait_metric(BREAKER_CHANGES, &["default/web", "slow_call_rate"], 1).await;
+    }
 }

@@ -11,10 +11,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::learnt::{ejecting, recalled};
-use crate::legs::{BREAKS, FIRST, Legs, MISSING, NONSENSE, OK, SECOND};
-use crate::support::exchange;
+use crate::legs::{BREAKS, FINE, FIRST, Legs, MISSING, NONSENSE, OK, OVER, SECOND};
 use crate::support::h2::{collect, collect_body, fetch, get, h2_client, h2_upstream_with};
-use crate::{BUSY, Edge, GET, after, edge};
+use crate::support::{exchange, rule};
+use crate::{BUSY, Edge, GET, OUTCOMES, after, before_sidecars, edge};
 
 /// Both attempts of a request, and its caller.
 async fn both_run(policy: v1::TrafficPolicy) -> (Legs, Edge, tokio::task::JoinHandle<String>) {
@@ -61,8 +61,6 @@ async fn a_second_answer_that_is_to_be_repeated_changes_nothing() {
 
 #[tokio::test]
 async fn a_second_one_that_keeps_a_stranger_s_deadline_has_not_failed() {
-    const OVER: &[u8] = b"HTTP/1.1 200 OK\r\ngrpc-status: 4\r\ncontent-length: 0\r\n\r\n";
-    const FINE: &[u8] = b"HTTP/1.1 200 OK\r\ngrpc-status: 0\r\ncontent-length: 4\r\n\r\nwell";
     // Who says at once that an hour is over has failed.
     let timeouts = [("", 1), ("Grpc-Timeout: 1H\r\n", 1), ("Grpc-Timeout: 1n\r\n", 0)];
     for (timeout, ejections) in timeouts {
@@ -79,6 +77,30 @@ async fn a_second_one_that_keeps_a_stranger_s_deadline_has_not_failed() {
         assert!(caller.await.unwrap().ends_with("well"));
         let ejected = edge.harness.metric("meshwork_endpoint_ejections_total", &["consecutive_5xx"]);
         assert_eq!(ejected, ejections, "{timeout}");
+    }
+}
+
+#[tokio::test]
+async fn nor_has_one_that_its_proxy_refuses_for_it() {
+    const REFUSED: &[u8] = b"HTTP/1.1 200 OK\r\nserver: meshwork\r\ngrpc-status: 4\r\n\
+        grpc-message: deadline_unreachable\r\ncontent-length: 0\r\n\r\n";
+    const CALL: &[u8] =
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\nGrpc-Timeout: 1H\r\n\
+        Connection: close\r\n\r\n";
+    for (says, ejections) in [(REFUSED, 0), (OVER, 1)] {
+        let legs = Legs::of(2).await;
+        let (_mesh, _beside, mut gateway) = before_sidecars(&legs.addresses, ejecting(after(50))).await;
+        let backend =
+            v1::Backend { service: "shop/reviews".into(), port: 80, weight: 1, ..Default::default() };
+        let address = gateway.route(vec![v1::Rule { backends: vec![backend], ..rule(&[], vec![]) }]).await;
+        let caller = tokio::spawn(async move { exchange(address, CALL).await });
+        legs.both_asked().await;
+        legs.say(SECOND, says);
+        gateway.wait_metric(OUTCOMES, &["shop/reviews", "\"failed\""], 1).await;
+        legs.say(FIRST, FINE);
+        assert!(caller.await.unwrap().ends_with("well"));
+        let ejected = gateway.metric("meshwork_endpoint_ejections_total", &["consecutive_5xx"]);
+        assert_eq!(ejected, ejections);
     }
 }
 

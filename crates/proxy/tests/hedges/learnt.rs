@@ -19,7 +19,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::legs::{FIRST, Legs, OK, SECOND};
+use crate::legs::{BREAKS, FINE, FIRST, Legs, OK, OVER, SECOND};
 use crate::support::h2::{answer, fetch, get, h2_client, h2_upstream};
 use crate::support::{Harness, exchange, rows_off};
 use crate::{BUSY, Edge, GET, after, edge, edge_of, hedge, traffic};
@@ -255,6 +255,36 @@ async fn whose_caller_leaves_both_attempts_was_slow_in_the_first() {
     edge.harness.wait_metric(CHANGES, &["default/web", "slow_call_rate"], 1).await;
 }
 
+/// A stranger's second may be over when the second one has ended: it was not when the first one said so, or broke off.
+#[tokio::test]
+async fn a_first_one_is_judged_by_when_it_has_ended_and_not_by_when_the_second_one_has() {
+    const CALL: &[u8] =
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\nGrpc-Timeout: 1S\r\n\
+        Connection: close\r\n\r\n";
+    let rows = [
+        (OVER, Some(FINE), "won"),
+        (OVER, Some(OVER), "failed"),
+        (BREAKS, Some(FINE), "won"),
+        (OVER, None, "lost"),
+        (BREAKS, None, "lost"),
+    ];
+    for (first, second, outcome) in rows {
+        let (legs, clock) = (Legs::of(2).await, ManualClock::new());
+        let edge = edge_at(&clock, &legs, ejecting(after(50))).await;
+        let mut caller = TcpStream::connect(edge.address).await.unwrap();
+        caller.write_all(CALL).await.unwrap();
+        legs.both_asked().await;
+        legs.say_heard(FIRST, first, edge.address).await;
+        clock.advance(Duration::from_secs(1));
+        match second {
+            Some(answer) => legs.say(SECOND, answer),
+            None => drop(caller),
+        }
+        edge.counted(outcome, 1).await;
+        edge.harness.wait_metric(EJECTIONS, &[], 1).await;
+    }
+}
+
 /// What is repeated behind both goes to none of them, though each may be called again by then.
 #[tokio::test]
 async fn a_retry_behind_both_goes_to_a_third() {
@@ -283,11 +313,11 @@ async fn a_retry_behind_both_goes_to_a_third() {
     }
 }
 
-/// Both are asked for a minute. Whoever hears that of the one that answered in the end alone would take the other for quick.
-#[tokio::test]
-async fn a_second_one_that_is_given_up_was_slow() {
+/// Both are asked for a minute, after which the second one perhaps says this. Whoever hears that of the one that answered in the end alone
+/// would take the other for quick.
+async fn the_second_one_was_slow(call: &'static [u8], says: Option<&'static [u8]>) {
     let (legs, clock) = (Legs::of(2).await, ManualClock::new());
-    legs.say(FIRST, OK);
+    legs.say(FIRST, FINE);
     let mut edge = edge_at(&clock, &legs, after(50)).await;
     for _ in 0..2 {
         assert!(asking(&edge).await.unwrap().ends_with("well"));
@@ -295,11 +325,16 @@ async fn a_second_one_that_is_given_up_was_slow() {
     // Each has answered at once. One that was asked beside by chance, on a busy machine, has not answered otherwise.
     legs.hold(FIRST);
     let (first, second) = (legs.count(FIRST), legs.count(SECOND));
-    let caller = asking(&edge);
+    let address = edge.address;
+    let caller = tokio::spawn(async move { exchange(address, call).await });
     legs.asked(FIRST, first + 1).await;
     legs.asked(SECOND, second + 1).await;
     clock.advance(Duration::from_secs(60));
-    legs.say(FIRST, OK);
+    if let Some(says) = says {
+        legs.say(SECOND, says);
+        edge.counted("failed", 1).await;
+    }
+    legs.say(FIRST, FINE);
     assert!(caller.await.unwrap().ends_with("well"));
     let slow = *legs.places(FIRST).last().unwrap();
     let algorithm = Algorithm::PeakEwma.into();
@@ -309,6 +344,22 @@ async fn a_second_one_that_is_given_up_was_slow() {
     }
     let places = legs.places(FIRST);
     assert!(places[places.len() - 40..].contains(&slow), "the other one is no better: {places:?}");
+}
+
+#[tokio::test]
+async fn a_second_one_that_is_given_up_was_slow() {
+    the_second_one_was_slow(GET, None).await;
+}
+
+/// It hangs, and goes by its own clock.
+#[tokio::test]
+async fn so_was_one_that_keeps_a_stranger_s_deadline() {
+    const CALL: &[u8] =
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\nGrpc-Timeout: 1M\r\n\
+        Connection: close\r\n\r\n";
+    for says in [OVER, BREAKS] {
+        the_second_one_was_slow(CALL, Some(says)).await;
+    }
 }
 
 /// Half of all take a minute, and would take longer: whoever left those out that were given up would take the time of the others

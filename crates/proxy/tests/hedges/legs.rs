@@ -15,6 +15,9 @@ use crate::{caught_up, until};
 
 pub(crate) const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nwell";
 pub(crate) const MISSING: &[u8] = b"HTTP/1.1 404 Missing\r\ncontent-length: 4\r\n\r\nnone";
+/// A call of gRPC that has gone well, and one whose time is over.
+pub(crate) const FINE: &[u8] = b"HTTP/1.1 200 OK\r\ngrpc-status: 0\r\ncontent-length: 4\r\n\r\nwell";
+pub(crate) const OVER: &[u8] = b"HTTP/1.1 200 OK\r\ngrpc-status: 4\r\ncontent-length: 0\r\n\r\n";
 /// It goes on, and does not end.
 pub(crate) const BEGINS: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf";
 /// It is none.

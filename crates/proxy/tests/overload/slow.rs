@@ -10,7 +10,7 @@ use meshwork_messages::v1::overload::Queue;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -171,6 +171,28 @@ async fn copies_that_nobody_takes_keep_the_limit() {
     let mut gateway = Harness::start(Settings::default());
     gateway.service("main", AppProtocol::Http1, &[main.address]).await;
     gateway.change(alone_at(closed).into_iter().chain([overload(LEARNS, LINE)])).await;
+    let address = gateway.route(vec![mirrored()]).await;
+    for number in 1..=40 {
+        answered(call(address, "copied", ""), "HTTP/1.1 200").await;
+        gateway.wait_metric("meshwork_mirrored_requests_total", &["failed"], number).await;
+        assert_eq!(gateway.metric("meshwork_overload_concurrency_limit", &[SERVICE]), 20, "{number}");
+    }
+}
+
+/// Who has ended them works on them no more.
+#[tokio::test]
+async fn copies_that_are_broken_off_at_once_keep_the_limit() {
+    let main = app(1_000_000, Duration::ZERO).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let breaks_off = listener.local_addr().expect("it is bound");
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            read_until(&mut tcp, "\r\n\r\n").await;
+        }
+    });
+    let mut gateway = Harness::start(Settings::default());
+    gateway.service("main", AppProtocol::Http1, &[main.address]).await;
+    gateway.change(alone_at(breaks_off).into_iter().chain([overload(LEARNS, LINE)])).await;
     let address = gateway.route(vec![mirrored()]).await;
     for number in 1..=40 {
         answered(call(address, "copied", ""), "HTTP/1.1 200").await;

@@ -52,8 +52,9 @@ impl Attempts<'_> {
         }
         let waited = self.waited.take().then(|| self.conn.worker.now());
         journey.opened(waited, exchange.born());
+        self.heard = self.conn.worker.now();
         // It is this one that may be silent from here on, whatever was waited for before.
-        self.conn.entry.progress(self.conn.worker.now());
+        self.conn.entry.progress(self.heard);
         let answered = transfer::until_head(journey, &mut exchange, down, body, response, deadlines).await;
         let answered = match answered {
             Ok(()) => deadlines.unless_over(response, journey.is_grpc()),

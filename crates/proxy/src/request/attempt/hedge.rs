@@ -120,6 +120,7 @@ pub(super) async fn decided(
         second.loses(attempts, journey, first.as_ref().err());
         return first;
     }
+    attempts.ended = Some(attempts.conn.worker.now());
     // Few requests come here: the future of all others has no room for it.
     Box::pin(awaited((attempts, second), first, down, body, response, journey, deadlines)).await
 }

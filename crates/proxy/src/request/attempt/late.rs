@@ -160,6 +160,10 @@ impl Attempts<'_> {
         if ended.is_ok() || answer.outcome != AttemptOutcome::Success {
             self.repeats.ended(answer.outcome == AttemptOutcome::Success && !to_repeat);
         }
+        // How long its stream went on is nobody's speed.
+        if self.says_over(&answer, now) {
+            return self.let_go();
+        }
         self.tell(&answer, now);
     }
 

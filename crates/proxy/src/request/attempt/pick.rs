@@ -20,7 +20,7 @@ impl Attempts<'_> {
             return Ok(());
         };
         let now = worker.now();
-        self.began = now;
+        (self.began, self.heard) = (now, now);
         self.endpoint = None;
         self.behind.set(None);
         // What came before has ended, though perhaps without a word.

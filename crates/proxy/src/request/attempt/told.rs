@@ -10,6 +10,7 @@ use super::Attempts;
 use crate::error::{Failure, Fault, Retry};
 use crate::request::answer;
 use crate::request::body::RequestBody;
+use crate::request::reply;
 use crate::request::route::Target;
 
 impl Attempts<'_> {
@@ -22,7 +23,8 @@ impl Attempts<'_> {
         now: Tick,
     ) {
         let worker = &self.conn.worker;
-        let took = self.behind.took(self.began, now);
+        let ended = self.ended.take().unwrap_or(now);
+        let took = self.behind.took(self.began, ended);
         let comes_late = answer::comes_late(response, is_grpc);
         if let (Target::App { port, .. }, Ok(())) = (self.target, &outcome) {
             if answer::is_of_http_server(response) {
@@ -34,6 +36,10 @@ impl Attempts<'_> {
         }
         let (Target::Service { cluster, .. }, Some(_)) = (self.target, &self.endpoint) else { return };
         let answer = match outcome {
+            Ok(()) if is_refused(self.overheard, self.endpoint.as_deref(), response) => {
+                cluster.served();
+                return self.let_go();
+            }
             Ok(()) if comes_late && !more => {
                 cluster.served();
                 answer::of_end(Ok(()), Some(answer::UNKNOWN), took)
@@ -53,20 +59,30 @@ impl Attempts<'_> {
                 }
                 answer
             }
-            Err(failure) if self.is_of_overheard(failure, now) => return self.let_go(),
+            Err(failure) if self.is_of_overheard(failure, ended) => return self.let_go_late(ended, now),
             Err(failure) => match answer::of_failure(failure, took) {
                 Some(answer) => answer,
                 None => return,
             },
         };
+        if self.says_over(&answer, ended) {
+            return self.let_go_late(ended, now);
+        }
         self.tell(&answer, now);
     }
 
+    /// What its endpoint has ended for a deadline of whoever is not believed here is no failure. It took as long as it did all the same: who
+    /// hangs, and goes by its own clock, would else be neither slow nor failing.
+    fn let_go_late(&mut self, ended: Tick, now: Tick) {
+        self.left(ended, now);
+        self.let_go();
+    }
+
     /// The caller has left while the endpoint had the request. Of an answer that has not come nothing is known but that it
-    /// takes longer than this: of callers who are less patient than a slow endpoint is slow, none would ever tell.
-    pub(super) fn left(&mut self, now: Tick) {
+    /// takes longer than until then: of callers who are less patient than a slow endpoint is slow, none would ever tell.
+    pub(super) fn left(&mut self, then: Tick, now: Tick) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
-        if let Some(took) = self.behind.asked(self.began, now) {
+        if let Some(took) = self.behind.asked(self.began, then) {
             cluster.outlasted(endpoint, took, now);
             let slow = Answer::new(AttemptOutcome::Success, took);
             self.conclude(|ticket| ticket.takes_for_slow(took), &slow, now);
@@ -76,14 +92,15 @@ impl Attempts<'_> {
     /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here. Behind the head of an answer it says so
     /// by CANCEL; and who breaks off when that time is over was told to.
     pub(super) fn is_of_overheard(&self, failure: &Failure, now: Tick) -> bool {
-        is_of_overheard(self.overheard, failure, now.since(self.began))
+        is_of_overheard(self.overheard, failure, now.since(self.heard))
+    }
+
+    /// Whether its endpoint says that time is over, and perhaps means such a deadline.
+    pub(super) fn says_over(&self, answer: &Answer, now: Tick) -> bool {
+        answer.status == 504 && says_over(self.overheard, now.since(self.heard))
     }
 
     pub(super) fn tell(&mut self, answer: &Answer, now: Tick) {
-        let says = |endpoint: &Endpoint| says_over(self.overheard, endpoint, now.since(self.began));
-        if answer.status == 504 && self.endpoint.as_deref().is_some_and(says) {
-            return self.let_go();
-        }
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
         if let Some(trial) = self.trial.take() {
             self.conn.worker.shifted(cluster, cluster.tried(trial, answer, now));
@@ -130,15 +147,27 @@ fn early(given: Duration) -> Duration {
     (given / 8).max(EARLY).min(given / 2)
 }
 
-/// Whether an endpoint that says that time is over may mean the deadline of whoever is not believed here. A sidecar refuses at once what
-/// cannot be done in time. `time`: since the attempt began.
-pub(super) fn says_over(overheard: Option<Duration>, endpoint: &Endpoint, time: Duration) -> bool {
-    let is_in_mesh = matches!(endpoint.transport, Transport::Mesh { .. });
-    overheard.is_some_and(|given| is_in_mesh || time >= given.saturating_sub(early(given)))
+/// Whether an endpoint that says that time is over may mean the deadline of whoever is not believed here. `time`: since it has heard it.
+pub(in crate::request) fn says_over(overheard: Option<Duration>, time: Duration) -> bool {
+    overheard.is_some_and(|given| time >= given.saturating_sub(early(given)))
 }
 
-/// See [`Attempts::is_of_overheard`]. `time`: since the attempt began.
-pub(super) fn is_of_overheard(overheard: Option<Duration>, failure: &Failure, time: Duration) -> bool {
+/// Whether the proxy beside an endpoint has refused it, since it cannot be done before such a deadline is over: that it says at once.
+pub(in crate::request) fn is_refused(
+    overheard: Option<Duration>,
+    endpoint: Option<&Endpoint>,
+    response: &ResponseHead,
+) -> bool {
+    let is_in_mesh = |endpoint: &Endpoint| matches!(endpoint.transport, Transport::Mesh { .. });
+    overheard.is_some() && endpoint.is_some_and(is_in_mesh) && reply::is_unreachable(response)
+}
+
+/// See [`Attempts::is_of_overheard`]. `time`: since its endpoint has heard it.
+pub(in crate::request) fn is_of_overheard(
+    overheard: Option<Duration>,
+    failure: &Failure,
+    time: Duration,
+) -> bool {
     let Some(given) = overheard else { return false };
     let has_heard = failure.fault == Fault::Upstream && failure.retry != Retry::NothingSent;
     // CANCEL is the word for it, which comes a little early from who keeps some of the time for its way back. Sooner it is no more

@@ -22,7 +22,9 @@ use crate::http::stream::Frame;
 use crate::proxy_protocol::Written;
 use crate::request::answer;
 use crate::request::aside::{self, OwnHead, Sending};
+use crate::request::attempt::{is_of_overheard, is_refused, says_over};
 use crate::request::overload;
+use crate::request::reply;
 use crate::request::tee::Tap;
 use crate::timers::timeout;
 use crate::upstream::Exchange;
@@ -48,8 +50,8 @@ pub(super) struct Copy {
     pub(super) hash: Option<u64>,
     /// When the original's time is over.
     pub(super) end: Option<Tick>,
-    /// The endpoint hears a deadline of a caller who is not believed.
-    pub(super) overheard: bool,
+    /// The endpoint hears this deadline of a caller who is not believed.
+    pub(super) overheard: Option<Duration>,
     pub(super) timeouts: Timeouts,
     pub(super) announcement: Option<Box<Written>>,
     pub(super) open: Mirroring,
@@ -154,22 +156,21 @@ impl Copy {
             }
         };
         let now = self.worker.now();
-        let was_unheard = match &done {
-            Err(Lost::Failed(failure)) => overload::was_unheard(failure),
-            Err(Lost::Refused(_)) => true,
-            Ok(()) | Err(Lost::TimedOut(_) | Lost::GivenUp | Lost::CutOff) => false,
-        };
-        if let Some(pass) = carried.pass.take_if(|_| !was_unheard) {
-            pass.lost(now, &mut *self.worker.rng.borrow_mut());
+        if let Some(pass) = carried.pass.take() {
+            self.gives_back(pass, &done, now);
         }
         let took = carried.answered.unwrap_or(now).since(began);
         let answer = match &done {
             Ok(()) => Some(self.answer(&carried, took)),
             Err(lost) => lost.answer(took),
         };
-        let is_cancelled = matches!(&done, Err(Lost::Failed(failure)) if failure.is_cancelled);
-        let is_of_overheard = |answer: &Answer| self.overheard && (answer.status == 504 || is_cancelled);
-        if let Some(answer) = answer.filter(|answer| !is_of_overheard(answer)) {
+        let heard = carried.heard.map_or(Duration::ZERO, |heard| now.since(heard));
+        let is_excused = |answer: &Answer| {
+            carried.was_drained
+                || is_refused(self.overheard, Some(&endpoint), &carried.response)
+                || self.is_of_overheard(&done, answer, heard)
+        };
+        if let Some(answer) = answer.filter(|answer| !is_excused(answer)) {
             if let Some(trial) = trial {
                 self.worker.shifted(&self.cluster, self.cluster.tried(trial, &answer, now));
             }
@@ -182,12 +183,34 @@ impl Copy {
         done.map(|()| (carried.response.status, outcome))
     }
 
+    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here, so long after it has heard it.
+    fn is_of_overheard(&self, done: &Result<(), Lost>, answer: &Answer, heard: Duration) -> bool {
+        match done {
+            Err(Lost::Failed(failure)) => is_of_overheard(self.overheard, failure, heard),
+            _ => answer.status == 504 && says_over(self.overheard, heard),
+        }
+    }
+
     /// Its place before a service that is kept from overload here. Nobody waits for a copy, so it does not wait either.
     fn passed(&self) -> Result<Option<Pass>, Lost> {
         let Some((gate, overload)) = self.cluster.guard() else { return Ok(None) };
         let pass = gate.enter_at_once(overload, Priority::Low, self.worker.now());
         self.worker.look_at(gate, (&self.cluster.name, self.cluster.key.port));
         pass.map(Some).map_err(|_| Lost::Refused(Cause::Overload))
+    }
+
+    /// The same where it was not answered.
+    fn gives_back(&self, pass: Pass, done: &Result<(), Lost>, now: Tick) {
+        let rng = &mut *self.worker.rng.borrow_mut();
+        match done {
+            // Nobody had it.
+            Err(Lost::Refused(_)) => drop(pass),
+            Err(Lost::Failed(failure)) if overload::was_unheard(failure) => drop(pass),
+            Err(Lost::Failed(failure)) if overload::was_ended(failure) => pass.failed(now, rng),
+            Ok(()) | Err(Lost::Failed(_) | Lost::TimedOut(_) | Lost::GivenUp | Lost::CutOff) => {
+                pass.lost(now, rng);
+            }
+        }
     }
 
     /// It counts among the requests of its service.
@@ -251,7 +274,7 @@ impl Copy {
             Err(_) => return Err(self.too_late(endpoint, carried, began)),
         };
         carried.has_connection = true;
-        carried.sent = Some(worker.now());
+        (carried.sent, carried.heard) = (Some(worker.now()), Some(worker.now()));
         let mut patience = Patience { idle, sleep: Box::pin(sleep(idle)), last: false };
         let done = poll_fn(|cx| {
             let moved = carried.moved();
@@ -299,6 +322,8 @@ struct Carried {
     has_connection: bool,
     /// When, as long as its endpoint has said nothing.
     sent: Option<Tick>,
+    /// When its endpoint got its head.
+    heard: Option<Tick>,
     is_grpc: bool,
     response: ResponseHead,
     /// It counts among what the service works on until then.
@@ -307,6 +332,8 @@ struct Carried {
     answered: Option<Tick>,
     read: usize,
     grpc_status: Option<u8>,
+    /// The end of a drain has ended it.
+    was_drained: bool,
 }
 
 impl Carried {
@@ -353,6 +380,8 @@ impl Carried {
                 Poll::Ready(Ok(Frame::End(trailers))) => {
                     let status = trailers.as_ref().and_then(|fields| fields.known(KnownName::GrpcStatus));
                     self.grpc_status = status.and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
+                    self.was_drained =
+                        exchange.is_in_mesh() && trailers.as_deref().is_some_and(reply::is_of_drain);
                     return Poll::Ready(Ok(()));
                 }
                 Poll::Ready(Err(error)) => {

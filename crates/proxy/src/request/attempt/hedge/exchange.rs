@@ -1,5 +1,6 @@
 //! The second attempt's way to the head of its response.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -33,14 +34,14 @@ pub(super) struct Parts {
     pub(super) announcement: Option<Box<Written>>,
 }
 
-/// The second attempt's exchange, as far as the head of its response.
+/// The second attempt's exchange, as far as the head of its response. `heard` is set when its own head is sent.
 pub(super) async fn exchange(
     worker: Rc<Worker>,
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
     (head, parts): (OwnHead, Parts),
     connect_timeout: Duration,
-    behind: Rc<Noted>,
+    (behind, heard): (Rc<Noted>, Rc<Cell<Tick>>),
 ) -> Result<Answered, Failure> {
     let Parts { mut sending, announcement } = parts;
     let announcement = announcement.as_deref().map(|header| &header[..]);
@@ -48,6 +49,7 @@ pub(super) async fn exchange(
     let mut exchange =
         aside::open(&worker, &to, &head.head(), sending.is_done(), Behind::new(&behind)).await?;
     let opened = worker.now();
+    heard.set(opened);
     let mut sent = Some(opened);
     let limits: Limits = worker.shared.settings.limits;
     let mut response = ResponseHead::new();

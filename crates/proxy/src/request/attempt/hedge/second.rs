@@ -1,5 +1,6 @@
 //! The second attempt: when it is due, what it has to itself, and what becomes of it.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -15,7 +16,7 @@ use meshwork_decision::{
 use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
 
-use super::super::told::{is_of_overheard, says_over};
+use super::super::told::{is_of_overheard, is_refused, says_over};
 use super::exchange::{Answered, Parts, exchange};
 use super::{Attempts, is_time_out, of_head};
 use crate::error::Failure;
@@ -56,6 +57,8 @@ struct Under {
     began: Tick,
     /// What it waits for before it has a connection.
     behind: Rc<Noted>,
+    /// When its endpoint got its head.
+    heard: Rc<Cell<Tick>>,
     /// Civil time of its beginning, where its span is recorded, and that span.
     traced: Option<(Duration, SpanId)>,
     address: SocketAddr,
@@ -181,10 +184,11 @@ impl<'a, 'h> Second<'a, 'h> {
             in_flight: hedged.endpoint.begin(),
             began: now,
             behind: Rc::default(),
+            heard: Rc::new(Cell::new(now)),
             traced,
             hedged,
         };
-        let behind = Rc::clone(&under.behind);
+        let (behind, heard) = (Rc::clone(&under.behind), Rc::clone(&under.heard));
         let endpoint = Arc::clone(&under.hedged.endpoint);
         let exchange = exchange(
             Rc::clone(&self.worker),
@@ -192,7 +196,7 @@ impl<'a, 'h> Second<'a, 'h> {
             endpoint,
             (head, parts),
             self.connect_timeout,
-            Rc::clone(&behind),
+            (Rc::clone(&behind), heard),
         );
         let attempt = self.attempt_timeout.into_iter().chain(self.answer_timeout).min();
         let (worker, cluster) = (Rc::clone(&self.worker), Arc::clone(&self.cluster));
@@ -256,18 +260,22 @@ impl<'a, 'h> Second<'a, 'h> {
         }
         let took = under.behind.took(under.began, now);
         let wall = || self.worker.shared.clock.wall();
+        let is_late = self.is_late(&done, now.since(under.heard.get()));
+        let refused = |answered: &Answered| {
+            is_refused(self.overheard, Some(&under.hedged.endpoint), &answered.response)
+        };
         let answer = match &done {
+            _ if is_late => None,
+            Ok(answered) if refused(answered) => None,
             Ok(answered) => Some(Answer {
                 to_repeat: named(answered),
                 ..answer::of_response(&answered.response, self.is_grpc, took, wall)
-            })
-            .filter(|answer| {
-                let time = now.since(under.began);
-                answer.status != 504 || !says_over(self.overheard, &under.hedged.endpoint, time)
             }),
-            Err(failure) if is_of_overheard(self.overheard, failure, now.since(under.began)) => None,
             Err(failure) => answer::of_failure(failure, took),
         };
+        if is_late && let Some(asked) = under.behind.asked(under.began, now) {
+            self.cluster.outlasted(&under.hedged.endpoint, asked, now);
+        }
         let mut under = under;
         if let Some(answer) = answer {
             self.worker.attempted(&self.cluster, &under.hedged.endpoint, &answer, now);
@@ -290,6 +298,16 @@ impl<'a, 'h> Second<'a, 'h> {
         };
         self.state = State::Failed(under, failed);
         false
+    }
+
+    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here, so long after it has heard it.
+    fn is_late(&self, done: &Result<Answered, Failure>, time: Duration) -> bool {
+        match done {
+            Ok(answered) => {
+                says_over(self.overheard, time) && answer::is_time_out(&answered.response, self.is_grpc)
+            }
+            Err(failure) => is_of_overheard(self.overheard, failure, time),
+        }
     }
 
     /// What is learnt is how long the service takes: what waited for something of ours says nothing of that.
@@ -318,7 +336,7 @@ impl<'a, 'h> Second<'a, 'h> {
             unreachable!("it has been answered")
         };
         let (
-            Under { hedged, in_flight, began, traced, address, protocol, behind },
+            Under { hedged, in_flight, began, traced, address, protocol, behind, .. },
             Answered { exchange, sending, response: head, opened },
         ) = (*under, *answered);
         self.worker.hedged(&self.cluster, "won");
@@ -329,7 +347,7 @@ impl<'a, 'h> Second<'a, 'h> {
         }
         *response = head;
         body.goes_on(sending);
-        attempts.began = began;
+        (attempts.began, attempts.heard) = (began, opened);
         deadlines.goes_on(&self.worker, self.attempt_timeout, began);
         attempts.behind.set(behind.get());
         (attempts.ticket, attempts.by_route) = (hedged.ticket, hedged.by_route.map(Box::new));
