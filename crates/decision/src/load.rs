@@ -149,9 +149,14 @@ impl Load {
         self.resting_until.load(Ordering::Relaxed) > now.as_nanos()
     }
 
-    /// Whether it is asked though it rests, since the others have too much to do: so many were sent away so far.
-    pub(crate) fn probes(&self, sent_away: u64, now: Tick) -> bool {
-        self.is_resting(now) && self.probes.begins(sent_away, now)
+    /// When it may be asked though it rests, where the others have too much to do.
+    pub(crate) fn probed_from(&self) -> Tick {
+        self.probes.due()
+    }
+
+    /// It is asked though it rests.
+    pub(crate) fn probes(&self, now: Tick) {
+        self.probes.begins(now);
     }
 
     /// Whether it has asked to be left alone for so long.
