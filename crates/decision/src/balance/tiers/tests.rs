@@ -310,11 +310,11 @@ fn in_each_zone_as_many_are_left_alone_as_the_others_of_it_can_stand_for() {
     for of in ALGORITHMS.into_iter().filter(|of| of.shape().is_none()) {
         let world = world(&three_zones(), algorithm(of));
         let own = world.endpoints("z0");
-        for asking in 1..=4 {
+        for (asking, now) in (1..=4).zip((2..).map(at)) {
             drop(world.cluster.record(&own[asking - 1], &asks, at(1)));
             let mut rng = SeededRng::new(11);
             let picked: Vec<_> =
-                (0..400).map(|_| world.cluster.pick(at(2), &mut rng, &[]).expect("one").id).collect();
+                (0..400).map(|_| world.cluster.pick(now, &mut rng, &[]).expect("one").id).collect();
             let count = |one: &Arc<Endpoint>| picked.iter().filter(|id| **id == one.id).count();
             let to: Vec<_> = own.iter().map(count).collect();
             assert_eq!(to.iter().sum::<usize>(), 400, "{of:?}: {asking} ask");
@@ -323,6 +323,37 @@ fn in_each_zone_as_many_are_left_alone_as_the_others_of_it_can_stand_for() {
             assert_eq!(asked.iter().all(|calls| *calls > 0), asking > 2, "{of:?}: {to:?}");
         }
     }
+}
+
+/// Nobody's wish is told by what others of all zones have asked for.
+#[test]
+fn whose_wish_is_heeded_is_told_by_its_own_zone() {
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+    let asks = Answer { push_back: Some(Duration::from_secs(30)), status: 503, ..well };
+    let world = world(&three_zones(), algorithm(Algorithm::Random));
+    let own = world.endpoints("z0");
+    let told = |now| {
+        let mut told = Explanation::default();
+        world.cluster.pick_explained(now, &mut SeededRng::new(1), &Wanted::default(), &mut told);
+        let of = |one: &Arc<Endpoint>| {
+            let address = one.address().to_string();
+            told.0
+                .iter()
+                .filter(|reason| reason.subject == address)
+                .map(|reason| reason.why.clone())
+                .collect::<String>()
+        };
+        own.iter().map(of).collect::<Vec<_>>()
+    };
+    own[..2].iter().for_each(|one| drop(world.cluster.record(one, &asks, at(1))));
+    assert!(told(at(2))[..2].iter().all(|why| why.contains("has asked to be left alone for a while")));
+    drop(world.cluster.record(&own[2], &asks, at(2)));
+    let told = told(at(3));
+    let halved = told[..3].iter().filter(|why| why.contains("half of its weight")).count();
+    assert!(
+        halved >= 2 && !told.iter().any(|why| why.contains("for a while")),
+        "of four three ask: {told:?}"
+    );
 }
 
 /// Each time-out makes an endpoint rest for four seconds, whatever comes after it.
