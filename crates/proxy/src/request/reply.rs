@@ -72,6 +72,14 @@ pub(crate) async fn fail(
         journey.finish();
         return;
     }
+    // A call of gRPC may say nothing for as long as it likes, its head too: to a proxy of the mesh the end of that is a rule of ours.
+    let is_silent = grpc && failure.fault == Fault::Local && failure.cause == Cause::StreamIdleTimeout;
+    if conn.caller.is_some() && is_silent && !down.head_sent() {
+        journey.record.grpc_status = Some(UNAVAILABLE);
+        down.cancel().await;
+        journey.finish();
+        return;
+    }
     let status = failure.status().filter(|_| !down.head_sent());
     let Some(status) = status else {
         break_off(conn, down, response, journey, failure).await;
