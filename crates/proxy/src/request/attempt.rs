@@ -202,7 +202,7 @@ impl<'a> Attempts<'a> {
                 }
             };
             journey.pauses();
-            self.prepare(repeat, down, journey, deadlines).await?;
+            self.prepare(repeat, (&head, &*response), down, journey, deadlines).await?;
             body.rewind();
             let count = self.repeats.counted();
             let rest = self.rest(deadlines);
@@ -221,10 +221,11 @@ impl<'a> Attempts<'a> {
         self.endpoint.as_ref()
     }
 
-    /// Gets ready for another attempt, after its back-off.
+    /// Gets ready for another attempt, after its back-off. `answered`: the request, and what calls for that, if it is an answer.
     async fn prepare(
         &mut self,
         repeat: Again,
+        answered: (&Head<'_>, &ResponseHead),
         down: &mut Down<'_>,
         journey: &Journey<'_>,
         deadlines: &mut Deadlines,
@@ -243,10 +244,14 @@ impl<'a> Attempts<'a> {
             }
             Again::Elsewhere { after, spared, permit } => {
                 self.permit = permit;
-                let left = self.spare(spared, down, journey, deadlines).await?;
+                let left = self.spare(spared.unwrap_or_default(), down, journey, deadlines).await?;
                 self.sleep(after, down, journey, deadlines).await?;
                 // Whoever else was there may be no more.
                 self.spare(left.saturating_sub(after), down, journey, deadlines).await?;
+                if spared.is_none() && !self.has_another() {
+                    let (head, response) = answered;
+                    return Err(self.repeats.has_nobody(head.fields, response, journey.is_grpc()));
+                }
             }
             Again::Anywhere { after, waiting } => {
                 self.permit = None;
