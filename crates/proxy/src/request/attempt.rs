@@ -39,8 +39,11 @@ use crate::upstream::behind::Noted;
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::{Exchange, Head};
 
-/// So often a request that waits for an endpoint that wants to be left alone looks whether another is there.
+/// So often a request that waits for an endpoint that wants to be left alone looks whether another is there: many may wait, and each
+/// looks at all endpoints.
 const NAP: Duration = Duration::from_millis(50);
+/// So often one looks that has waited for long.
+const LONGEST_NAP: Duration = Duration::from_millis(500);
 
 /// The attempts of one request.
 pub(crate) struct Attempts<'a> {
@@ -273,7 +276,7 @@ impl<'a> Attempts<'a> {
     ) -> Result<Duration, Failure> {
         let mut left = time;
         while !left.is_zero() && !self.has_another() {
-            let nap = left.min(NAP);
+            let nap = left.min(nap(time - left));
             self.sleep(nap, down, journey, deadlines).await?;
             left -= nap;
         }
@@ -344,6 +347,11 @@ impl<'a> Attempts<'a> {
     }
 }
 
+/// How long who has waited for so long waits until it looks again.
+fn nap(waited: Duration) -> Duration {
+    (waited / 4).clamp(NAP, LONGEST_NAP)
+}
+
 /// A response is given up for another attempt.
 fn superseded(exchange: Exchange, body: &RequestBody<'_>, journey: &mut Journey<'_>, now: Tick) {
     journey.superseded(now);
@@ -387,5 +395,24 @@ fn repeated(fields: &Fields, count: Option<u32>, journey: &mut Journey<'_>) -> R
     match numbered {
         Ok(()) => Ok(fields),
         Err(error) => Err(Failure::local(Cause::Internal).because(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_long_looks_less_often_and_never_a_quarter_of_its_time_too_late() {
+        let (mut waited, mut looks) = (Duration::ZERO, 0);
+        while waited < Duration::from_secs(10) {
+            let nap = nap(waited);
+            assert!(
+                nap <= NAP.max(waited / 4) && nap <= Duration::from_millis(500),
+                "{nap:?} after {waited:?}"
+            );
+            (waited, looks) = (waited + nap, looks + 1);
+        }
+        assert!(looks <= 32, "{looks}");
     }
 }
