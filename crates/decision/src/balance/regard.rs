@@ -169,12 +169,13 @@ impl<'s> Regard<'s> {
         Self { spares, ..self }
     }
 
-    /// Whether everybody here who is in has failed a moment ago, and rests or is on trial for it, or more than once in a row. Who has
-    /// too much to do answers well in between, and what has gone well ends a row and no rest.
+    /// Whether everybody here who is in has failed more than once in a row, or rests or is on trial for a failure and fails much of
+    /// what it gets. Who has too much to do answers well in between, and what has gone well ends a row and no rest; and of what answers
+    /// nearly everything well all may rest at one moment.
     pub(crate) fn all_fail(&self) -> bool {
         let fails = |one: &Endpoint| {
             let load = &one.stats.load;
-            load.is_passed_by(self.now) || load.has_failed_again()
+            load.has_failed_again() || load.is_passed_by(self.now) && load.fails_much()
         };
         self.set.pickable().iter().all(|one| fails(one) || self.is_out(one) || self.is_tripped(one))
     }

@@ -364,13 +364,37 @@ fn a_zone_with_too_much_to_do_is_left_though_it_answers_well_in_between() {
         let timed_out = Answer::new(AttemptOutcome::Failure, Duration::from_secs(1));
         let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(900));
         let own = world.endpoints("z0");
-        for one in &own[1..] {
-            [timed_out, well].iter().for_each(|answer| drop(world.cluster.record(one, answer, at(1))));
-        }
+        let fails = |one: &Arc<Endpoint>, now| {
+            let answers = [timed_out, well, timed_out, well, timed_out, well];
+            answers.iter().for_each(|answer| drop(world.cluster.record(one, answer, now)));
+        };
+        own[1..].iter().for_each(|one| fails(one, at(1)));
         assert_eq!(world.share("z0", at(2)), 1_000, "{of:?}: one has not failed");
-        [timed_out, well].iter().for_each(|answer| drop(world.cluster.record(&own[0], answer, at(2))));
+        fails(&own[0], at(2));
         assert_eq!(world.share("z0", at(3)), 0, "{of:?}");
         assert!(world.share("z0", at(6)) > 900, "{of:?}: their rest is over");
+    }
+}
+
+/// A time-out in two hundred answers makes each of few endpoints rest for much of the time, so that all do now and then.
+#[test]
+fn a_zone_that_answers_nearly_everything_well_is_not_left_though_all_of_it_rest() {
+    for of in ALGORITHMS {
+        let world = world(&three_zones(), algorithm(of));
+        let own = world.endpoints("z0");
+        let timed_out = Answer::new(AttemptOutcome::Failure, Duration::from_secs(2));
+        let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(5));
+        for second in [1, 10, 20] {
+            for one in &own {
+                (0..200).for_each(|_| drop(world.cluster.record(one, &well, at(second))));
+                drop(world.cluster.record(one, &timed_out, at(second)));
+                drop(world.cluster.record(one, &well, at(second)));
+                assert!(one.stats.is_resting(at(second + 1)));
+            }
+            // That one passes by whoever rests, whatever else it does.
+            let stays = if of == Algorithm::PeakEwma { 0 } else { 1_000 };
+            assert_eq!(world.share("z0", at(second + 1)), stays, "{of:?}");
+        }
     }
 }
 
