@@ -331,7 +331,7 @@ fn whose_wish_is_heeded_is_told_by_its_own_zone() {
     let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
     let asks = Answer { push_back: Some(Duration::from_secs(30)), status: 503, ..well };
     let world = world(&three_zones(), algorithm(Algorithm::Random));
-    let own = world.endpoints("z0");
+    let (own, far) = (world.endpoints("z0"), world.endpoints("z1").remove(0));
     let told = |now| {
         let mut told = Explanation::default();
         world.cluster.pick_explained(now, &mut SeededRng::new(1), &Wanted::default(), &mut told);
@@ -343,12 +343,13 @@ fn whose_wish_is_heeded_is_told_by_its_own_zone() {
                 .map(|reason| reason.why.clone())
                 .collect::<String>()
         };
-        own.iter().map(of).collect::<Vec<_>>()
+        (own.iter().map(of).collect::<Vec<_>>(), of(&far))
     };
     own[..2].iter().for_each(|one| drop(world.cluster.record(one, &asks, at(1))));
-    assert!(told(at(2))[..2].iter().all(|why| why.contains("has asked to be left alone for a while")));
-    drop(world.cluster.record(&own[2], &asks, at(2)));
-    let told = told(at(3));
+    assert!(told(at(2)).0[..2].iter().all(|why| why.contains("has asked to be left alone for a while")));
+    [&own[2], &far].iter().for_each(|one| drop(world.cluster.record(one, &asks, at(2))));
+    let (told, of_far) = told(at(3));
+    assert!(of_far.contains("for a while"), "one of its four: {of_far}");
     let halved = told[..3].iter().filter(|why| why.contains("half of its weight")).count();
     assert!(
         halved >= 2 && !told.iter().any(|why| why.contains("for a while")),
