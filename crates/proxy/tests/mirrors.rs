@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use support::h2::{
     H2Upstream, answer, collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with,
 };
-use support::mesh::{Pair, TestMesh, plain_at, service_at, serving};
+use support::mesh::{Pair, TestMesh, plain_at, policy, service_at, serving};
 use support::mirrors::{
     Edge, GET, OK, OUTCOMES, Recorder, edge, edge_at, edge_of, mirror, mirrored, on_copy, until,
 };
@@ -440,6 +440,12 @@ async fn grpc_copies(status: &'static str) -> (Edge, H2Upstream) {
     })
     .await;
     let mut edge = edge_of(AppProtocol::Grpc, copy.address, mirrored(vec![mirror("copy", 100)])).await;
+    edge.harness.change([on_copy(opening())]).await;
+    (edge, copy)
+}
+
+/// Opens when three of ten calls fail.
+fn opening() -> v1::TrafficPolicy {
     let breaker = v1::CircuitBreaker {
         window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 3,
@@ -449,9 +455,7 @@ async fn grpc_copies(status: &'static str) -> (Edge, H2Upstream) {
         trials: 1,
         ..Default::default()
     };
-    let circuit_breaker = Some(breaker);
-    edge.harness.change([on_copy(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
-    (edge, copy)
+    v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() }
 }
 
 fn grpc_call() -> http::request::Builder {
@@ -631,6 +635,46 @@ async fn sidecars_send_copies_over_mutual_tls() {
     let line = beside.lines(1).await.remove(0);
     assert!(line.contains("\"mirrored\":true"), "{line}");
     assert!(!pair.inbound.lines(1).await[0].contains("\"mirrored\""));
+}
+
+/// Nor need a copy of a call of gRPC be answered soon: that its endpoint's proxy tires of it says nothing.
+#[tokio::test]
+async fn a_copy_that_its_endpoint_s_proxy_tires_of_is_held_against_nobody() {
+    let (came, mut comes) = tokio::sync::mpsc::channel(3);
+    let silent = h2_upstream(usize::MAX, move |_, _, mut respond| {
+        let came = came.clone();
+        async move {
+            came.send(()).await.unwrap();
+            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        }
+    })
+    .await;
+    let plain = Recorder::answering(OK).await;
+    let [mut patient, mut tiring] = [Settings::default(), Settings::default()];
+    patient.timeouts.stream_idle = Duration::from_hours(1_000);
+    tiring.timeouts.stream_idle = Duration::from_secs(60);
+    let mut pair = Pair::with(silent.address, AppProtocol::Grpc, [patient, tiring]).await;
+    let breaking = policy("p", "reviews", v1::policy::Spec::Traffic(opening()));
+    let services = plain_at("plain", plain.upstream.address);
+    pair.outbound.change(services.into_iter().chain([route_of("plain", "reviews"), breaking])).await;
+    let call =
+        b"GET / HTTP/1.1\r\nHost: plain\r\nContent-Type: application/grpc\r\nConnection: close\r\n\r\n";
+    for _ in 0..3 {
+        assert!(exchange(pair.proxy, call).await.ends_with("original"));
+        comes.recv().await.unwrap();
+    }
+    let time_goes_on = async {
+        loop {
+            pair.mesh.clock.advance(Duration::from_secs(60));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = pair.outbound.wait_metric(OUTCOMES, &["shop/reviews", "failed"], 3) => {}
+        () = time_goes_on => unreachable!("time has no end"),
+    }
+    assert!(pair.inbound.lines(3).await.iter().all(|line| line.contains("stream_idle_timeout")));
+    assert_eq!(pair.outbound.metric("meshwork_circuit_breaker_changes_total", &["\"open\""]), 0);
 }
 
 /// Two services of which each copies its calls to the other, by an application that knows nothing of it.
