@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use meshwork_api::Client;
+use meshwork_api::{Client, ClientError};
 use meshwork_process::parse_duration;
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ use crate::output::{self, Format};
 use crate::server::ServerArgs;
 use breakers::{Admission, Breaker, Breakers};
 use overload::{Kept, Overload};
-use screen::Screen;
+use screen::{LeftOut, Screen};
 
 /// Show rates, success, latencies, circuit breakers and overload of services, live
 #[derive(clap::Args, Debug)]
@@ -129,8 +129,8 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
             tokio::time::sleep(arguments.interval).await;
             let now = match ask(&client).await {
                 // Whoever watches goes on watching: it may be a control plane that starts anew.
-                Err(error) if redraws => {
-                    output::failure(&*error);
+                Err(error) if redraws && error.is_temporary() => {
+                    output::failure(&error);
                     continue;
                 }
                 now => now?,
@@ -151,8 +151,8 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     })?
 }
 
-async fn ask(client: &Client) -> Result<Top, Box<dyn std::error::Error>> {
-    Ok(client.json(http::Method::GET, "/v1/top", &[], Bytes::new()).await?)
+async fn ask(client: &Client) -> Result<Top, ClientError> {
+    client.json(http::Method::GET, "/v1/top", &[], Bytes::new()).await
 }
 
 fn show(
@@ -174,14 +174,15 @@ fn show(
         }
         Format::Table => {}
     }
-    let left_out = screen.as_ref().map_or(0, |screen| screen.keep(&mut rows));
-    let text = table(&rows);
-    output::print(&screen.as_ref().map_or_else(|| text.clone(), |screen| screen.cut(&text)))?;
-    if left_out > 0 {
-        output::print(&format!("… and {left_out} more, that do less and well; -n shows one namespace\n"))?;
+    let left_out =
+        screen.map_or_else(LeftOut::default, |screen| screen.keep(&mut rows, !now.silent.is_empty()));
+    let cut = |text: String| screen.map_or_else(|| text.clone(), |screen| screen.cut(&text));
+    output::print(&cut(table(&rows)))?;
+    if left_out.rows > 0 {
+        output::print(&cut(format!("{left_out}\n")))?;
     }
     if !now.silent.is_empty() {
-        output::note(&format!("no answer from {}", now.silent.join(", ")));
+        output::note(cut(format!("no answer from {}", now.silent.join(", "))).trim_end());
     }
     Ok(())
 }
