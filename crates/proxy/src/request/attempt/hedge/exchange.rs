@@ -13,6 +13,7 @@ use meshwork_http1::{Limits, ResponseHead};
 use crate::error::Failure;
 use crate::proxy_protocol::Written;
 use crate::request::aside::{self, Lost, OwnHead, Sending};
+use crate::request::tried::Pair;
 use crate::upstream::Exchange;
 use crate::upstream::behind::{Behind, Noted};
 use crate::upstream::open::Destination;
@@ -31,6 +32,8 @@ pub(super) struct Answered {
 pub(super) struct Parts {
     pub(super) sending: Sending,
     pub(super) announcement: Option<Box<Written>>,
+    /// What is told of it meanwhile.
+    pub(super) pair: Rc<Pair>,
 }
 
 /// The second attempt's exchange, as far as the head of its response.
@@ -42,12 +45,13 @@ pub(super) async fn exchange(
     connect_timeout: Duration,
     behind: Rc<Noted>,
 ) -> Result<Answered, Failure> {
-    let Parts { mut sending, announcement } = parts;
+    let (began, Parts { mut sending, announcement, pair }) = (worker.now(), parts);
     let announcement = announcement.as_deref().map(|header| &header[..]);
     let to = Destination::of_endpoint(&cluster, &endpoint, connect_timeout, announcement);
     let mut exchange =
         aside::open(&worker, &to, &head.head(), sending.is_done(), Behind::new(&behind)).await?;
     let opened = worker.now();
+    pair.second_opened(began, opened, exchange.born());
     let mut sent = Some(opened);
     let limits: Limits = worker.shared.settings.limits;
     let mut response = ResponseHead::new();
