@@ -98,8 +98,7 @@ impl Signals {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::future::Future as _;
-    use std::pin::pin;
+    use std::pin::{Pin, pin};
     use std::task::{Context, Poll, Waker};
 
     use rustix::process::{getpid, kill_process};
@@ -111,6 +110,18 @@ mod tests {
         second.poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(())
     }
 
+    /// This goes on until that is so.
+    async fn goes_on(mut waits: Pin<&mut impl Future<Output = ()>>, is_so: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !is_so() {
+            assert!(Instant::now() < end, "it is so after a while");
+            tokio::select! {
+                () = &mut waits => panic!("no such signal has come"),
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+        }
+    }
+
     #[tokio::test]
     async fn a_second_signal_ends_whatever_is_still_to_end() {
         let mut signals = Signals::new().unwrap();
@@ -119,26 +130,18 @@ mod tests {
         kill_process(getpid(), Signal::HUP).unwrap();
         {
             let mut end = pin!(signals.end(reopens));
-            while again.get() == 0 {
-                tokio::select! {
-                    () = &mut end => panic!("nobody has asked for that"),
-                    () = tokio::time::sleep(Duration::from_millis(1)) => {}
-                }
-            }
+            goes_on(end.as_mut(), || again.get() == 1).await;
             kill_process(getpid(), Signal::TERM).unwrap();
             end.await;
         }
         assert!(!is_there(&mut signals) && !signals.told_twice());
         kill_process(getpid(), Signal::HUP).unwrap();
-        let mut second = pin!(signals.second(reopens));
-        while again.get() == 1 {
-            tokio::select! {
-                () = &mut second => panic!("one signal has asked for it"),
-                () = tokio::time::sleep(Duration::from_millis(1)) => {}
-            }
+        {
+            let mut second = pin!(signals.second(reopens));
+            goes_on(second.as_mut(), || again.get() == 2).await;
+            kill_process(getpid(), Signal::INT).unwrap();
+            second.await;
         }
-        kill_process(getpid(), Signal::INT).unwrap();
-        second.await;
         assert!(
             is_there(&mut signals) && signals.told_twice(),
             "who ends last need not be told a third time"
