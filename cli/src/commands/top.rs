@@ -128,8 +128,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         loop {
             tokio::time::sleep(arguments.interval).await;
             let now = match ask(&client).await {
-                // Whoever watches goes on watching: it may be a control plane that starts anew.
-                Err(error) if redraws && error.is_temporary() => {
+                Err(error) if redraws && passes(&error) => {
                     output::failure(&error);
                     continue;
                 }
@@ -149,6 +148,11 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
             before = now;
         }
     })?
+}
+
+/// Whether whoever watches goes on watching: it may be a control plane that starts anew.
+fn passes(error: &ClientError) -> bool {
+    error.is_temporary()
 }
 
 async fn ask(client: &Client) -> Result<Top, ClientError> {
@@ -360,6 +364,20 @@ mod tests {
         let now =
             answer(1000, &[("a", "source", 10, 0, [10, 0, 0]), ("new", "source", 9000, 0, [9000, 0, 0])]);
         assert_eq!(rows(&before, &now)[0].requests_per_second, Some(10.0));
+    }
+
+    #[test]
+    fn who_is_refused_is_not_refused_again_and_again() {
+        let refused =
+            |status| ClientError::Refused { server: "http://a".to_owned(), status, problem: Box::default() };
+        assert!(!passes(&refused(http::StatusCode::UNAUTHORIZED)));
+        let unexpected = ClientError::Unexpected { server: "http://a".to_owned(), why: "HTML".to_owned() };
+        assert!(!passes(&unexpected), "another server");
+        assert!(passes(&refused(http::StatusCode::TOO_MANY_REQUESTS)));
+        assert!(passes(&ClientError::Unreachable {
+            server: "http://a".to_owned(),
+            cause: "gone".to_owned()
+        }));
     }
 
     #[test]

@@ -98,6 +98,7 @@ fn who_is_waited_for_is_named_while_it_hangs_whether_the_client_has_left_or_not(
     let named = if answer["fault"].is_null() { &answer["waits"] } else { &answer["fault"] };
     assert_eq!(named["service"], "default/back:80", "{answer:#}");
     assert_eq!(named["underWay"], true);
+    assert_eq!(answer["notTellingUnderWay"], json!([]), "all of them do");
     // The client leaves, and what called the application has ended with that.
     drop(client);
     let answer = until("the edge has seen it leave", || {

@@ -30,7 +30,7 @@ use meshwork_base::clock::rfc3339_millis;
 use meshwork_messages::v1::{Done, Probe, Recall};
 use meshwork_process::Problem;
 use meshwork_telemetry::TraceId;
-use meshwork_xds::server::{Hub, Observed};
+use meshwork_xds::server::{Hub, Observed, Proxy};
 use serde::{Deserialize, Serialize};
 
 use super::ask::bad;
@@ -91,7 +91,7 @@ pub(super) async fn explain(
         return Err(heard.nothing(id));
     }
     let (silent, not_recording) = (heard.silent, heard.not_recording);
-    let not_telling_under_way = of_ended_alone(explainer.plane.hub());
+    let not_telling_under_way = of_ended_alone(explainer.plane.hub().proxies());
     let gathered = Gathered::of(heard.hops);
     let found = blame::blame(gathered.hops(), &gathered.parents());
     let (fault, waits) =
@@ -113,9 +113,9 @@ pub(super) async fn explain(
 }
 
 /// Who of the connected proxies can be asked for what has ended, and for nothing else.
-fn of_ended_alone(hub: &Hub) -> Vec<String> {
-    let proxies = hub.proxies().into_iter().filter(|proxy| proxy.connected);
-    let old = proxies.filter(|proxy| probe::records(proxy) && !probe::tells_under_way(proxy));
+fn of_ended_alone(proxies: Vec<Proxy>) -> Vec<String> {
+    let connected = proxies.into_iter().filter(|proxy| proxy.connected);
+    let old = connected.filter(|proxy| probe::records(proxy) && !probe::tells_under_way(proxy));
     old.map(|proxy| proxy.node.id).collect()
 }
 

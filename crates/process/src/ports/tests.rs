@@ -488,3 +488,33 @@ async fn at_a_port_for_probes_no_request_is_long() {
     tokio::time::sleep(PROBE + PAUSE).await;
     assert!(!is_open(&mut stream).await);
 }
+
+/// All that the system takes of this now.
+fn fill(io: &TcpStream) {
+    while io.try_write(&[0; 16 << 10]).is_ok() {}
+}
+
+#[tokio::test]
+async fn who_has_read_half_a_mebibyte_is_heard_to_read() {
+    use std::io::Read as _;
+
+    let mut listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut caller = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let io = Accept::accept(&mut listener).await.unwrap();
+    let mut chunk = vec![0; 512 << 10];
+    // The system gives more room to who has read fast.
+    for _ in 0..100 {
+        io.writable().await.unwrap();
+        fill(&io);
+        caller.read(&mut chunk).unwrap();
+    }
+    let is_taken = async || {
+        let more = tokio::time::timeout(Duration::from_millis(200), io.writable()).await;
+        fill(&io);
+        more.is_ok()
+    };
+    while is_taken().await {}
+    caller.read_exact(&mut chunk).unwrap();
+    let heard = tokio::time::timeout(Duration::from_secs(10), io.writable()).await;
+    assert!(heard.is_ok(), "the system takes more");
+}

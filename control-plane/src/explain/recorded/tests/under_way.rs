@@ -1,5 +1,9 @@
 //! What has not ended when somebody asks.
 
+use meshwork_messages::{RECORD, UNDER_WAY};
+use meshwork_xds::server::Proxy;
+
+use super::super::of_ended_alone;
 use super::*;
 
 /// The hop has lasted so long when it is asked.
@@ -228,4 +232,25 @@ fn what_holds_a_request_is_told_by_where_it_is() {
     ] {
         assert_eq!(told(phase), (who, format!("{what} {end}")), "{phase}");
     }
+}
+
+#[test]
+fn whoever_keeps_what_has_ended_and_tells_of_nothing_else_is_named() {
+    let proxy = |id: &str, features: &[&str], connected| Proxy {
+        node: Node {
+            id: id.to_owned(),
+            features: features.iter().map(|feature| (*feature).to_owned()).collect(),
+            ..Node::default()
+        },
+        connected,
+        ..Proxy::default()
+    };
+    let all = vec![
+        proxy("new", &[RECORD, UNDER_WAY], true),
+        proxy("old", &[RECORD], true),
+        proxy("gone", &[RECORD], false),
+        // It is named for that already.
+        proxy("keeps nothing", &[], true),
+    ];
+    assert_eq!(of_ended_alone(all), ["old"]);
 }
