@@ -226,7 +226,7 @@ async fn a_call_whose_answer_does_not_begin_is_held_against_nobody_whichever_pro
             answers.push(client.send_request(asks, true).unwrap().0);
             comes.recv().await.unwrap();
         }
-        time_goes_on(&pair).await;
+        time_goes_on(&pair, CALLS).await;
         for answer in answers {
             assert_eq!(answer.await.unwrap().headers()["grpc-status"], status);
         }
@@ -255,7 +255,7 @@ async fn an_answer_of_http_that_does_not_begin_is_held_against_its_endpoint_whic
             comes.recv().await.unwrap();
             callers.push(caller);
         }
-        time_goes_on(&pair).await;
+        time_goes_on(&pair, CALLS).await;
         assert_eq!(opened(&pair.outbound), 1, "{settings:?}");
     }
 }

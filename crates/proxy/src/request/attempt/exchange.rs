@@ -13,6 +13,7 @@ use meshwork_telemetry::{Phase, Protocol};
 use super::Attempts;
 use crate::downstream::Down;
 use crate::error::{Failure, Retry};
+use crate::recorder::Moves;
 use crate::request::body::RequestBody;
 use crate::request::deadline::Deadlines;
 use crate::request::journey::Journey;
@@ -200,7 +201,7 @@ impl Attempts<'_> {
                 return Poll::Ready(done);
             }
             self.waited.set(true);
-            transfer::poll_under_way(cx, journey, down, deadlines).map(Err)
+            transfer::poll_under_way(cx, journey, down, deadlines, |record, _| Moves::of(record)).map(Err)
         })
         .await;
         done.inspect_err(|failure| self.conn.worker.connect_failed(failure.cause))
