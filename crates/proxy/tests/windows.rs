@@ -317,6 +317,8 @@ async fn an_answer_from_afar_that_nobody_reads_has_a_small_window_however_large_
 struct Caller {
     raw: Raw,
     holds: bool,
+    /// It acknowledges SETTINGS.
+    answers: bool,
     /// What it may send: on its stream, and in all.
     windows: [usize; 2],
     /// Windows that it was told by SETTINGS.
@@ -331,7 +333,7 @@ impl Caller {
         let head = [vec![0x83, 0x86], literal(4, path), literal(1, "shop")].concat();
         raw.send(&frame(HEADERS, END_HEADERS, 1, &head)).await;
         let windows = [0xffff; 2];
-        Self { raw, holds: false, windows, told: Vec::new(), settled: false, sent: 0 }
+        Self { raw, holds: false, answers: true, windows, told: Vec::new(), settled: false, sent: 0 }
     }
 
     /// Takes one frame of the proxy; false: that was its answer's last.
@@ -346,7 +348,9 @@ impl Caller {
                     self.told.push(number(&setting[2..]));
                     self.windows[0] += (number(&setting[2..]) - before) as usize;
                 }
-                self.raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
+                if self.answers {
+                    self.raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
+                }
             }
             PING if flags & ACK == 0 => self.raw.send(&frame(PING, ACK, 0, &payload)).await,
             PING => self.settled = true,
@@ -444,4 +448,46 @@ async fn a_caller_that_sends_what_its_stream_has_no_room_for_is_told_so() {
     assert!(raw.settle().await);
     let bytes = frame(DATA, 0, 1, &[b'x'; 16 * 1024]).repeat(5 * SMALL / (16 * 1024));
     assert_eq!(raw.flood(bytes).await, Some(FLOW_CONTROL_ERROR));
+}
+
+/// As Jetty's client does.
+#[tokio::test]
+async fn a_caller_that_goes_by_our_settings_before_it_acknowledges_them_is_read_on() {
+    let near = endpoint(&Arc::default()).await;
+    let (_harness, address) = gateway(near.address).await;
+    let mut caller = Caller { answers: false, ..Caller::at(address, "/upload").await };
+    timeout(PATIENCE, caller.sends(|sent| sent >= 64 * SMALL)).await.expect("it goes on");
+    caller.raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
+    caller.settles().await;
+    caller.ends().await;
+}
+
+/// They share the window of their connection, and none of them fills its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_requests_at_once_from_afar_make_the_window_of_their_connection_grow() {
+    const MANY: usize = 24;
+    let near = endpoint(&Arc::default()).await;
+    let (_harness, address) = gateway(near.address).await;
+    let distance = Distance::to(address, EACH_WAY).await;
+    let mut client = client(distance.address, WIDE).await;
+    let gone = Arc::new(AtomicUsize::new(0));
+    let mut answers = Vec::with_capacity(MANY);
+    let (stop, stops) = tokio::sync::watch::channel(false);
+    for _ in 0..MANY {
+        let post = Request::post("http://db/upload").body(()).unwrap();
+        let (response, mut body) = client.send_request(post, false).unwrap();
+        let (gone, stops) = (Arc::clone(&gone), stops.clone());
+        tokio::spawn(async move { send(&mut body, &gone, || *stops.borrow()).await });
+        answers.push(response);
+    }
+    let grows = async {
+        while distance.most_there() < 2 * LARGE {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, grows).await.expect("the window grows");
+    stop.send(true).unwrap();
+    for answer in answers {
+        timeout(PATIENCE, answer).await.expect("it goes on").unwrap();
+    }
 }

@@ -24,6 +24,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::watch::{Fault, Watch};
 use crate::gather::Gathered;
+use crate::http::agreed::Agreed;
 use crate::http::flow::Comes;
 use crate::http::frames::{GoodbyeCode, Head, Heads, Kind, PREFACE_LEN, Piece};
 use crate::http::received::{Came, Received};
@@ -53,6 +54,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// A connection with eyes on its frames.
 pub(crate) struct Guarded {
     writes: Writes,
+    agreed: Agreed,
     worker: Rc<Worker>,
     incoming: Incoming,
     outgoing: Outgoing,
@@ -66,8 +68,16 @@ impl Guarded {
         let watch = Rc::<Watch>::default();
         let incoming = Incoming::new(worker.now(), Rc::clone(&received));
         let (outgoing, writes) = (Outgoing::default(), Writes::new(io, Rc::clone(&received), 0));
-        let guarded =
-            Self { writes, worker, incoming, outgoing, watch: Rc::clone(&watch), received, linger: None };
+        let guarded = Self {
+            writes,
+            agreed: Agreed::new(PREFACE_LEN),
+            worker,
+            incoming,
+            outgoing,
+            watch: Rc::clone(&watch),
+            received,
+            linger: None,
+        };
         (guarded, watch)
     }
 
@@ -101,7 +111,7 @@ impl AsyncRead for Guarded {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        ready!(Pin::new(this.writes.io()).poll_read(cx, buf))?;
+        ready!(this.agreed.poll_read(Pin::new(this.writes.io()), cx, buf))?;
         let now = || this.worker.now();
         let judged = this.incoming.judge(&mut buf.filled_mut()[before..], now);
         this.received.comes(std::mem::take(&mut this.incoming.came));

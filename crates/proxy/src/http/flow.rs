@@ -38,8 +38,6 @@ struct Open {
     left: u32,
     /// What of that was padding, and was not told to be free again.
     padding: u32,
-    /// What was given on before our SETTINGS were acknowledged, and `h2` has not told of: from then on it will not.
-    untold: u32,
 }
 
 /// How what has come on a stream stands to what its peer was told.
@@ -57,7 +55,7 @@ pub(crate) enum Comes {
 pub(crate) struct Flow {
     /// Of each stream that is read as it comes.
     window: Cell<u32>,
-    /// The peer has acknowledged our SETTINGS. Until then `h2` goes by the window that all streams begin with, and tells of room in it.
+    /// `h2` goes by our SETTINGS ([`super::agreed`]). Until then it would take what comes by more room for too much.
     agreed: Cell<bool>,
     /// A stream has moved so much that `h2` may tell of room in it.
     far: Cell<bool>,
@@ -102,26 +100,9 @@ impl Flow {
         self.window.set(window);
     }
 
-    /// The peer has acknowledged our SETTINGS. That comes to `h2` before it tells of anything more.
+    /// `h2` reads that our SETTINGS are acknowledged, which is before it hears of any stream.
     pub(crate) fn agrees(&self) {
-        if self.agreed.replace(true) {
-            return;
-        }
-        for open in &mut *self.open.borrow_mut() {
-            let untold = std::mem::take(&mut open.untold);
-            if untold > 0 {
-                self.owe(open.stream, untold);
-            }
-        }
-    }
-
-    /// So much was given on before that.
-    #[cold]
-    fn keeps(&self, stream: u32, bytes: u32) {
-        let mut open = self.open.borrow_mut();
-        if let Ok(at) = find(&open, stream) {
-            open[at].untold = open[at].untold.saturating_add(bytes);
-        }
+        self.agreed.set(true);
     }
 
     /// The head of a stream, or what follows its body.
@@ -134,7 +115,7 @@ impl Flow {
         if open.len() == STREAMS {
             open.drain(..STREAMS / 2);
         }
-        open.push_back(Open { stream, left: SMALLEST, padding: 0, untold: 0 });
+        open.push_back(Open { stream, left: SMALLEST, padding: 0 });
     }
 
     /// A frame of its body has come, of this length.
@@ -148,9 +129,6 @@ impl Flow {
 
     /// So much of that was padding: nobody gives it on.
     pub(crate) fn pads(&self, stream: u32, bytes: u32) {
-        if !self.agreed.get() {
-            return self.keeps(stream, bytes);
-        }
         self.padding.set(self.padding.get() + u64::from(bytes));
         if self.padding.get() >= FAR / 4 {
             self.far.set(true);
@@ -191,7 +169,6 @@ impl Flow {
         let mut open = self.open.borrow_mut();
         if let Ok(at) = find(&open, stream) {
             open[at].left = open[at].left.saturating_add(bytes);
-            open[at].untold = open[at].untold.saturating_sub(bytes);
         }
     }
 
@@ -272,9 +249,11 @@ const fn most_of(window: u32) -> u64 {
 }
 
 impl Told {
-    pub(super) fn new(stream: u32) -> Self {
+    pub(super) fn new(stream: u32, flow: &Flow) -> Self {
         let told = u64::from(SMALLEST);
-        Self { stream, given: 0, told, next: told - most_of(SMALLEST), waits: false, drained: None }
+        // Where windows have grown the way is long, and it is told of more at once.
+        let next = if flow.window.get() > SMALLEST { 1 } else { told - most_of(SMALLEST) };
+        Self { stream, given: 0, told, next, waits: false, drained: None }
     }
 
     /// There is nothing to read.
@@ -287,12 +266,7 @@ impl Told {
         self.given += u64::from(bytes);
         // It was until now.
         let drained = std::mem::take(&mut self.waits);
-        if !flow.agreed.get() {
-            // `h2` tells of it, or it is told when it will not.
-            flow.keeps(self.stream, bytes);
-            self.told += u64::from(bytes);
-            self.next += u64::from(bytes);
-        } else if self.given >= self.next {
+        if self.given >= self.next {
             let now = now();
             self.drained = if drained { Some(now) } else { self.drained };
             self.look(now, if are_tiny { SMALLEST } else { flow.window.get() }, flow);
@@ -307,7 +281,8 @@ impl Told {
         // A reader that has not read all for seconds is slower than the way here, and needs no large window.
         let slow = u32::try_from(now.saturating_duration_since(drained).as_secs()).unwrap_or(u32::MAX);
         // One that begins has no large window before it has shown that it moves as much.
-        let earned = u32::try_from(self.given.saturating_mul(EARNED)).unwrap_or(u32::MAX);
+        let shown = self.given.max(u64::from(SMALLEST) / 2);
+        let earned = u32::try_from(shown.saturating_mul(EARNED)).unwrap_or(u32::MAX);
         let window = most.checked_shr(slow).unwrap_or_default().min(earned).max(SMALLEST);
         if self.given >= FAR {
             flow.far.set(true);

@@ -89,7 +89,7 @@ impl Head {
         self.kind == Kind::WindowUpdate && self.stream != 0
     }
 
-    /// The peer has agreed to our SETTINGS.
+    /// It acknowledges SETTINGS.
     pub(crate) fn is_agreed(self) -> bool {
         self.kind == Kind::Settings && self.has_flag_1()
     }
@@ -199,6 +199,11 @@ impl Heads {
     pub(crate) fn next_kind(&self) -> Option<usize> {
         const KIND_AT: usize = 3;
         (self.skip == 0).then(|| KIND_AT.checked_sub(self.have)).flatten()
+    }
+
+    /// The bytes of the head that has just been given.
+    pub(crate) const fn last(&self) -> &[u8; HEAD_LEN] {
+        &self.head
     }
 
     /// Whether the next byte is the first one of a frame.

@@ -1,5 +1,6 @@
 //! HTTP as both sides of the proxy speak it: frames of bodies and the crossing between versions.
 
+pub(crate) mod agreed;
 pub(crate) mod convert;
 pub(crate) mod estimate;
 pub(crate) mod flow;

@@ -55,6 +55,8 @@ pub(crate) struct Received {
     round: Cell<u32>,
     /// What the stream has given on that has given on most.
     most: Cell<u32>,
+    /// The same of all together.
+    all: Cell<u64>,
     /// A stream whose frames carry less than this in the middle is one of tiny ones.
     least: u64,
     /// What small frames that nobody has read may cost together.
@@ -117,10 +119,23 @@ impl Received {
         self.most.get().into()
     }
 
+    /// The most that one stream would have given on if it had had such a window of which this connection's is so many times as large: together
+    /// they have not more than that.
+    pub(super) fn most_of(&self, window: u32, of_connection: u32) -> u64 {
+        let all = self.all.get();
+        let shared = if all < u64::from(of_connection) / 2 {
+            0
+        } else {
+            all * u64::from(window) / u64::from(of_connection)
+        };
+        shared.max(self.most())
+    }
+
     /// It is counted anew.
     pub(super) fn anew(&self) {
         self.round.set(self.round.get().wrapping_add(1));
         self.most.set(0);
+        self.all.set(0);
     }
 
     /// Whether some of its streams carry frames so small that windows of this size full of them would cost half of what they may.
@@ -167,7 +182,7 @@ pub(crate) struct Part {
 
 impl Part {
     pub(crate) fn new(received: &Rc<Received>, stream: u32) -> Self {
-        let (received, told) = (Rc::clone(received), Told::new(stream));
+        let (received, told) = (Rc::clone(received), Told::new(stream, &received.flow));
         Self { received, told, round: 0, bytes: 0, frames: 0, carried: 0, tiny: 0 }
     }
 
@@ -185,6 +200,7 @@ impl Part {
         }
         self.bytes = self.bytes.saturating_add(bytes);
         self.received.most.set(self.received.most.get().max(self.bytes));
+        self.received.all.set(self.received.all.get() + u64::from(bytes));
         self.frames += 1;
         self.carried = self.carried.saturating_add(bytes);
         if self.frames == BATCH {

@@ -209,7 +209,7 @@ impl Windows {
         if !self.bounds.grows {
             return false;
         }
-        let is_due = may_ask && self.estimate.is_enough(self.received.most());
+        let is_due = may_ask && self.estimate.is_enough(self.most());
         (answered || is_due) && self.look(answered, Tick::ZERO.after(self.since.elapsed()), connection)
     }
 
@@ -219,7 +219,7 @@ impl Windows {
         let data = self.received.came().data;
         if answered {
             self.data = data;
-            if let Some(wanted) = self.estimate.answered(self.received.most(), now) {
+            if let Some(wanted) = self.estimate.answered(self.most(), now) {
                 self.grow(wanted, connection);
             }
             self.received.anew();
@@ -235,6 +235,10 @@ impl Windows {
 
     fn window(&self) -> u32 {
         self.bounds.window + self.grown
+    }
+
+    fn most(&self) -> u64 {
+        self.received.most_of(self.estimate.window(), self.window())
     }
 
     fn grow(&mut self, wanted: u32, connection: &mut impl Connection) {

@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::gather::Gathered;
+use crate::http::agreed::Agreed;
 use crate::http::frames::{Head, Heads, Kind, PREFACE_LEN, Piece};
 use crate::http::received::{Came, Received};
 use crate::http::writes::Writes;
@@ -15,6 +16,7 @@ use crate::http::writes::Writes;
 /// See the module's text.
 pub(super) struct Counted {
     writes: Writes,
+    agreed: Agreed,
     received: Rc<Received>,
     incoming: Heads,
     /// Of the stream that the frame is of which passes, if part of that is padding.
@@ -24,7 +26,7 @@ pub(super) struct Counted {
 impl Counted {
     pub(super) fn new(io: Gathered, received: Rc<Received>) -> Self {
         let writes = Writes::new(io, Rc::clone(&received), PREFACE_LEN);
-        Self { writes, received, incoming: Heads::after(0), padded: None }
+        Self { writes, agreed: Agreed::new(0), received, incoming: Heads::after(0), padded: None }
     }
 
     fn comes(&mut self, mut bytes: &[u8]) {
@@ -68,7 +70,7 @@ impl AsyncRead for Counted {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        ready!(Pin::new(this.writes.io()).poll_read(cx, buf))?;
+        ready!(this.agreed.poll_read(Pin::new(this.writes.io()), cx, buf))?;
         this.comes(&buf.filled()[before..]);
         Poll::Ready(Ok(()))
     }

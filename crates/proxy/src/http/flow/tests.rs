@@ -39,7 +39,8 @@ fn moves(flow: &Flow, told: &mut Told, bytes: u32) {
 
 #[test]
 fn a_stream_hears_of_room_when_a_quarter_of_its_window_was_given_on() {
-    let (flow, mut told) = (agreed(), Told::new(STREAM));
+    let flow = agreed();
+    let mut told = Told::new(STREAM, &flow);
     let quarter = SMALLEST / 4;
     moves(&flow, &mut told, quarter - 1);
     assert_eq!(updates(&flow), []);
@@ -51,7 +52,8 @@ fn a_stream_hears_of_room_when_a_quarter_of_its_window_was_given_on() {
 /// One that is read slowly, or by nobody any more, has not been told of all of it.
 #[test]
 fn a_larger_window_is_earned_by_what_was_given_on() {
-    let (flow, mut told) = (agreed(), Told::new(STREAM));
+    let flow = agreed();
+    let mut told = Told::new(STREAM, &flow);
     flow.widens(LARGEST);
     let mut given = 0;
     while given < LARGEST {
@@ -60,15 +62,37 @@ fn a_larger_window_is_earned_by_what_was_given_on() {
         given += bytes;
         updates(&flow);
         let left = flow.left(STREAM).unwrap();
-        assert!(left <= SMALLEST.max(8 * given).min(LARGEST), "{left} behind {given}");
+        assert!(left <= (8 * given.max(SMALLEST / 2)).min(LARGEST), "{left} behind {given}");
         assert!(left >= SMALLEST.max(given).min(LARGEST) / 2, "{left} behind {given}");
     }
     assert!(flow.left(STREAM).unwrap() > LARGEST / 4 * 3 - SMALLEST);
 }
 
+/// What went before it has shown that the way is long.
+#[test]
+fn on_a_connection_whose_windows_have_grown_a_stream_begins_with_more_once_it_is_read() {
+    let flow = agreed();
+    flow.widens(LARGEST);
+    let mut told = Told::new(STREAM, &flow);
+    moves(&flow, &mut told, 1);
+    assert_eq!(updates(&flow), [(STREAM, 3 * SMALLEST + 1)]);
+}
+
+#[test]
+fn before_h2_has_been_told_that_our_settings_are_acknowledged_nothing_is_told() {
+    let flow = Flow::default();
+    flow.set_between(true);
+    flow.begins(STREAM);
+    flow.owe(STREAM, 1);
+    assert_eq!(updates(&flow), []);
+    flow.agrees();
+    assert_eq!(updates(&flow), [(STREAM, 1)]);
+}
+
 #[test]
 fn frames_that_are_tiny_have_a_small_window() {
-    let (flow, mut told) = (agreed(), Told::new(STREAM));
+    let flow = agreed();
+    let mut told = Told::new(STREAM, &flow);
     flow.widens(LARGEST);
     for _ in 0..64 {
         assert_eq!(flow.comes(STREAM, SMALLEST / 2), Comes::Within);
@@ -78,44 +102,10 @@ fn frames_that_are_tiny_have_a_small_window() {
     }
 }
 
-/// What `h2` has not told of by then it does not tell of any more: it takes the window for one that is hardly used.
-#[test]
-fn what_was_given_on_before_the_settings_were_acknowledged_is_told_of_then() {
-    let (flow, mut told) = (Flow::default(), Told::new(STREAM));
-    flow.set_between(true);
-    flow.begins(STREAM);
-    moves(&flow, &mut told, 49_152);
-    flow.has_told(STREAM, 49_152);
-    moves(&flow, &mut told, 16_383);
-    flow.pads(STREAM, 7);
-    assert_eq!(updates(&flow), []);
-    flow.agrees();
-    assert_eq!(updates(&flow), [(STREAM, 16_390)]);
-    flow.agrees();
-    assert_eq!(updates(&flow), []);
-}
-
-/// `h2` would take what comes by that for more than there is room for.
-#[test]
-fn before_the_peer_has_acknowledged_our_settings_nothing_is_told() {
-    let (flow, mut told) = (Flow::default(), Told::new(STREAM));
-    flow.set_between(true);
-    flow.widens(LARGEST);
-    flow.begins(STREAM);
-    for _ in 0..64 {
-        moves(&flow, &mut told, SMALLEST);
-        // As `h2` does by itself.
-        flow.has_told(STREAM, SMALLEST);
-    }
-    assert_eq!(updates(&flow), []);
-    flow.agrees();
-    moves(&flow, &mut told, SMALLEST);
-    assert_eq!(updates(&flow).len(), 1, "from then on it is");
-}
-
 #[test]
 fn whoever_does_not_read_what_has_come_for_seconds_has_a_small_window() {
-    let (flow, mut told) = (agreed(), Told::new(STREAM));
+    let flow = agreed();
+    let mut told = Told::new(STREAM, &flow);
     flow.widens(LARGEST);
     let mut now = Instant::now();
     while flow.left(STREAM) < Some(LARGEST) {
@@ -145,7 +135,8 @@ fn whoever_does_not_read_what_has_come_for_seconds_has_a_small_window() {
 /// Nobody can read what has not come.
 #[test]
 fn a_pause_makes_no_reader_slow() {
-    let (flow, mut told) = (agreed(), Told::new(STREAM));
+    let flow = agreed();
+    let mut told = Told::new(STREAM, &flow);
     flow.widens(LARGEST);
     let mut now = Instant::now();
     let mut moves = |bytes, now| {
@@ -228,7 +219,6 @@ enum Step {
     Gives(u32),
     Waits(u64),
     Widens(u32),
-    Agrees,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -237,17 +227,14 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (1..3 * SMALLEST).prop_map(Step::Gives),
         2 => (0u64..3_000).prop_map(Step::Waits),
         1 => (SMALLEST..=LARGEST).prop_map(Step::Widens),
-        1 => Just(Step::Agrees),
     ]
 }
 
-/// A peer, what it has sent and nobody has read, and `h2` in between.
+/// A peer, and what it has sent and nobody has read.
 struct Peer {
     flow: Flow,
     told: Told,
     unread: u32,
-    /// Given on, and not told of by `h2` before the SETTINGS were acknowledged.
-    kept: u32,
     window: u32,
     now: Instant,
 }
@@ -264,7 +251,6 @@ impl Peer {
                     assert_eq!(self.flow.comes(STREAM, frame), Comes::Within);
                     if padding > 0 {
                         self.flow.pads(STREAM, padding);
-                        self.releases(padding);
                     }
                     self.unread += frame - padding;
                 }
@@ -273,7 +259,6 @@ impl Peer {
                 let bytes = bytes.min(self.unread);
                 self.unread -= bytes;
                 self.told.gives(bytes, false, &self.flow, || self.now);
-                self.releases(bytes);
                 if self.unread == 0 {
                     self.told.waits();
                 }
@@ -283,19 +268,8 @@ impl Peer {
                 self.window = self.window.max(window);
                 self.flow.widens(self.window);
             }
-            Step::Agrees => self.flow.agrees(),
         }
         updates(&self.flow);
-    }
-
-    /// `h2` tells of a quarter of 65,535.
-    fn releases(&mut self, bytes: u32) {
-        if !self.flow.agreed.get() {
-            self.kept += bytes;
-            if self.kept >= 21_845 {
-                self.flow.has_told(STREAM, std::mem::take(&mut self.kept));
-            }
-        }
     }
 }
 
@@ -305,10 +279,9 @@ proptest! {
     fn a_stream_never_stands_still_and_never_has_more_than_its_window(
         steps in proptest::collection::vec(step(), 1..200),
     ) {
-        let (flow, told) = (Flow::default(), Told::new(STREAM));
-        flow.begins(STREAM);
-        flow.set_between(true);
-        let mut peer = Peer { flow, told, unread: 0, kept: 0, window: SMALLEST, now: Instant::now() };
+        let flow = agreed();
+        let told = Told::new(STREAM, &flow);
+        let mut peer = Peer { flow, told, unread: 0, window: SMALLEST, now: Instant::now() };
         for step in &steps {
             peer.does(step);
             let left = peer.flow.left(STREAM).unwrap();
@@ -317,7 +290,6 @@ proptest! {
         }
         peer.does(&Step::Gives(u32::MAX));
         prop_assert_eq!(peer.unread, 0);
-        let least = if peer.flow.agreed.get() { SMALLEST / 4 * 3 } else { SMALLEST - 21_845 };
-        prop_assert!(peer.flow.left(STREAM).unwrap() + PADDING >= least, "{:?} left", peer.flow.left(STREAM));
+        prop_assert!(peer.flow.left(STREAM).unwrap() + PADDING >= SMALLEST / 4 * 3, "{:?}", peer.flow.left(STREAM));
     }
 }
