@@ -465,7 +465,7 @@ async fn a_caller_that_goes_by_our_settings_before_it_acknowledges_them_is_read_
 /// They share the window of their connection, and none of them fills its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_requests_at_once_from_afar_make_the_window_of_their_connection_grow() {
-    const MANY: usize = 24;
+    const MANY: usize = 100;
     let near = endpoint(&Arc::default()).await;
     let (_harness, address) = gateway(near.address).await;
     let distance = Distance::to(address, EACH_WAY).await;
