@@ -22,7 +22,8 @@
 //!
 //! *Wishes.* An endpoint that says itself when to come again (`Retry-After`, `grpc-retry-pushback-ms`) is taken at its word, up to
 //! [`LONGEST_PUSH_BACK`]: by whoever is repeated, and as far as others can do its work by all, see `balance/wishes.rs`. Of a limit
-//! (429, `RESOURCE_EXHAUSTED`) that may be one caller's, so others leave it alone for that only until it has answered one of them well.
+//! (429, `RESOURCE_EXHAUSTED`) that may be one caller's, so others leave it alone for that only until it has answered one of them well,
+//! and nobody leaves its zone.
 //!
 //! *Trial.* After its rest, and until it answers well, an endpoint gets one request at a time: the next one when that has
 //! ended, or after [`TRIAL`] if nobody has heard of its end. What has been under way for long, as streams are, does not
@@ -188,9 +189,9 @@ impl Load {
         self.has_failed_again() && self.is_passed_by(now)
     }
 
-    /// Whether its last words were failures, more than one.
+    /// Whether its last words were failures, more than one beside what it has refused by a limit.
     pub(crate) fn has_failed_again(&self) -> bool {
-        self.failures_in_a_row.load(Ordering::Relaxed) > 1
+        self.failures_in_a_row.load(Ordering::Relaxed) > 1 && self.failing.are_two()
     }
 
     /// Whether so many of its last answers were failures that this is not what it fails now and then.
@@ -302,7 +303,11 @@ impl Load {
         self.looks.failed();
         self.rests(answer, now);
         // Behind its row: a good answer ends that only where this says that there may be one.
-        self.failing.failed();
+        if answer.status == LIMITED {
+            self.failing.refused();
+        } else {
+            self.failing.failed();
+        }
     }
 
     /// Another rest begins, unless one is under way.

@@ -602,27 +602,31 @@ async fn what_still_comes_when_its_time_is_over_has_not_stood_still() {
     }
 }
 
-/// Its callers get half of their answers, whatever it says of its endpoint that they come.
+/// Whose time is over gets half of an answer, whatever it says of its endpoint that it came; a stream that lasts as long as a rule lets it
+/// is as good as it was.
 #[tokio::test]
-async fn what_still_comes_when_its_time_is_over_closes_no_breaker() {
-    let clock = ManualClock::new();
-    let (up, more) = staged_with(0, BEGUN, BUSY).await;
-    let mut policy = opening_after(1, false);
-    policy.circuit_breaker.as_mut().unwrap().failure_percent = 60;
-    policy.timeouts = Some(v1::Timeouts { request_ms: 3_000, ..Default::default() });
-    let (harness, address) = gateway_of(Harness::at(&clock), &[up], Some(policy)).await;
-    let mut caller = reading(address).await;
-    clock.advance(Duration::from_secs(2));
-    more.send(b"b").await.unwrap();
-    read_until(&mut caller, "b").await;
-    tokio::io::copy(&mut caller, &mut tokio::io::sink()).await.ok();
-    let lines = harness.lines(1).await;
-    assert!(lines[0].contains("request_timeout"), "{lines:?}");
-    assert!(exchange(address, GET).await.ends_with("busy"));
-    assert!(
-        exchange(address, GET).await.ends_with("circuit_breaker\n"),
-        "of whole calls one has failed, and no other"
-    );
+async fn to_a_breaker_what_still_comes_went_well_at_the_end_of_the_longest_time_and_at_no_limit_of_a_call() {
+    let call = v1::Timeouts { request_ms: 3_000, ..Default::default() };
+    let stream = v1::Timeouts { max_stream_ms: 3_000, ..Default::default() };
+    for (timeouts, cause, failures) in [(call, "request_timeout", 1), (stream, "max_stream_duration", 2)] {
+        let clock = ManualClock::new();
+        let (up, more) = staged_with(0, BEGUN, BUSY).await;
+        let mut policy = opening_after(1, false);
+        policy.circuit_breaker.as_mut().unwrap().failure_percent = 60;
+        policy.timeouts = Some(timeouts);
+        let (harness, address) = gateway_of(Harness::at(&clock), &[up], Some(policy)).await;
+        let mut caller = reading(address).await;
+        clock.advance(Duration::from_secs(2));
+        more.send(b"b").await.unwrap();
+        read_until(&mut caller, "b").await;
+        tokio::io::copy(&mut caller, &mut tokio::io::sink()).await.ok();
+        let lines = harness.lines(1).await;
+        assert!(lines[0].contains(cause), "{lines:?}");
+        for failure in 0..failures {
+            assert!(exchange(address, GET).await.ends_with("busy"), "{cause}: {failure}");
+        }
+        assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"), "{cause}");
+    }
 }
 
 #[tokio::test]

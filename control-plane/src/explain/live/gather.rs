@@ -12,6 +12,8 @@ mod pairs;
 
 /// Hops that are kept of one request.
 const HOPS: usize = 256;
+/// Clocks of two machines may differ by so much, and the way from one to the other takes less.
+const CLOCKS_NS: u64 = 100_000_000;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -104,7 +106,11 @@ impl Gathered {
         found.into_iter().for_each(|hop| self.add(hop));
         loop {
             let follows = |hop: &Observed| {
-                self.hops.iter().any(|other| may_follow(hop, other) && was_there(other, record(hop)))
+                let was_there = |other: &Observed| {
+                    let is_here = other.proxy.node.id == hop.proxy.node.id;
+                    was_there_within(if is_here { 0 } else { CLOCKS_NS }, other, record(hop))
+                };
+                self.hops.iter().any(|other| may_follow(hop, other) && was_there(other))
             };
             let (own, others): (Vec<_>, Vec<_>) = by_id.into_iter().partition(follows);
             if own.is_empty() {
@@ -214,8 +220,14 @@ fn may_follow(hop: &Observed, other: &Observed) -> bool {
 
 /// Whether a hop had begun and not ended when another one began.
 fn was_there(hop: &Observed, other: &RequestRecord) -> bool {
+    was_there_within(0, hop, other)
+}
+
+/// The same by clocks that may differ by so much.
+fn was_there_within(slack_ns: u64, hop: &Observed, other: &RequestRecord) -> bool {
     let (is, began) = (record(hop), other.start_unix_ns);
-    (is.start_unix_ns..=is.start_unix_ns.saturating_add(is.duration_ns)).contains(&began)
+    let end = is.start_unix_ns.saturating_add(is.duration_ns);
+    (is.start_unix_ns.saturating_sub(slack_ns)..=end.saturating_add(slack_ns)).contains(&began)
 }
 
 /// Whether a hop follows from another, over however many.

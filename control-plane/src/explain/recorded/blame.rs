@@ -60,21 +60,20 @@ pub(super) struct Blame {
 impl Blame {
     fn beyond_usual(mut self, found: &Unusual, hop: &RequestRecord) -> Self {
         self.why = match (&self.cause, &self.service) {
-            (None, Some(name)) if !hop.under_way => {
+            (None, Some(name)) => {
                 self.who = found.piece().map_or(self.who, |(piece, _)| piece.who());
                 found.told(name, hop)
             }
-            _ if hop.under_way => self.why + &usually(found.usual_ns),
             _ => format!("{}, usually {} ms", self.why, ms(found.usual_ns)),
         };
         self.times(found.took_ns, found.usual_ns)
     }
 
-    /// Whoever is waited for longer than such calls ordinarily take is not merely waited for.
+    /// Whoever is waited for longer than such calls ordinarily take is not merely waited for, unless it may be the caller's turn.
     fn or_beyond_usual(mut self, hop: &Observed) -> Self {
         match record(hop).usual_ns.filter(|usual_ns| lasts_beyond(hop, *usual_ns)) {
-            Some(usual_ns) if self.who != Who::Caller => {
-                self.why += &usually(usual_ns);
+            Some(usual_ns) if self.who != Who::Caller && !record(hop).open => {
+                self.why += &format!("; such calls usually take {} ms", ms(usual_ns));
                 self.times(record(hop).duration_ns, usual_ns)
             }
             _ => self,
@@ -100,10 +99,6 @@ impl Blame {
         self.proxy.clone_from(&hop.proxy.node.id);
         (self.cause, self.flag, self.phase) = (said(&is.cause), said(&is.flag), said(&is.phase));
     }
-}
-
-fn usually(ns: u64) -> String {
-    format!("; such calls usually take {} ms", ms(ns))
 }
 
 fn said(text: &str) -> Option<String> {
@@ -159,6 +154,11 @@ fn find(way: Way<'_>, root: usize) -> Option<Blame> {
         };
         let below = || (0..hops.len()).filter(is_below);
         let lasts = is_under_way(&hops[at]);
+        // Whoever is below it waits for the same.
+        if under_way::is_kept(&hops[at]) && !below().any(|below| failed(&hops[below])) {
+            has_waited = true;
+            break;
+        }
         let is_slow = !failed(&hops[at]) && way.is(at).kept == "slow";
         was_slow |= is_slow;
         has_waited |= lasts;
@@ -166,7 +166,12 @@ fn find(way: Way<'_>, root: usize) -> Option<Blame> {
         if may_be_usual && (is_slow || lasts || waited(&hops[at])) {
             may_be_usual = false;
             if let Some(found) = way.unusual(at).filter(|found| !is_answered(&hops[found.at])) {
-                return Some(told(way, found.at).beyond_usual(&found, way.is(found.at)));
+                if !is_under_way(&hops[found.at]) {
+                    return Some(told(way, found.at).beyond_usual(&found, way.is(found.at)));
+                }
+                // How long its part will have taken nobody knows: it is told as whoever else is waited for.
+                at = found.at;
+                break;
             }
         }
         // Whoever lasts waits for nobody who has answered it already.

@@ -22,6 +22,12 @@ pub(super) fn told(hop: &Observed, name: &str) -> (Who, String) {
         Side::Inbound => format!("the application of {name}"),
         Side::Gateway | Side::Outbound => name.to_owned(),
     };
+    let by_now = is.duration_ns / 1_000_000;
+    if is_in(Phase::Response) && is.unread {
+        // Since when it does not is not told.
+        let what = format!("its caller does not read what there is of the answer of {name}");
+        return (Who::Caller, format!("{what}: after {by_now} ms its call has not ended"));
+    }
     if let Some((came_to, ms)) = pause(hop, &answers) {
         let what = format!("{came_to}, and its caller has waited for {ms} ms by now to try again");
         return (Who::Service, format!("{what}: its call has not ended"));
@@ -30,9 +36,6 @@ pub(super) fn told(hop: &Observed, name: &str) -> (Who, String) {
         () if is_in(Phase::Fault) => (Who::Configuration, format!("a policy's delay holds a call of {name}")),
         () if is_in(Phase::Overload) => (Who::Service, format!("a call waits in the queue of {name}")),
         () if is_in(Phase::Connect) => (Who::Service, format!("there is no connection to {name}")),
-        () if is_in(Phase::Response) && is.unread => {
-            (Who::Caller, format!("its caller does not read what there is of the answer of {name}"))
-        }
         () if is_in(Phase::Response) => (Who::Service, format!("the answer of {name} has not ended")),
         () if is_in(Phase::Tunnel) => (Who::Service, format!("a tunnel to {name} is open")),
         () if is.owed => (Who::Caller, format!("its caller has not sent all of a request to {name}")),
@@ -41,7 +44,12 @@ pub(super) fn told(hop: &Observed, name: &str) -> (Who, String) {
         }
         () => (Who::Service, format!("{answers} has not answered")),
     };
-    (who, format!("{what} for {} ms by now: its call has not ended", is.duration_ns / 1_000_000))
+    (who, format!("{what} for {by_now} ms by now: its call has not ended"))
+}
+
+/// Whether its own caller keeps it waiting, and with it all that it has called.
+pub(super) fn is_kept(hop: &Observed) -> bool {
+    is_under_way(hop) && told(hop, "").0 == Who::Caller
 }
 
 /// Where no attempt runs at this moment, and there was one: what the last came to, and since how many milliseconds.

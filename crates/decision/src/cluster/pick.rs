@@ -245,6 +245,14 @@ impl Cluster {
             // One that rests sends nobody away as long as another here does not.
             let here =
                 if within.is_clean(picked) { Some(picked) } else { balance::clean(&within, hash, rng) };
+            let here = here.or_else(|| {
+                if !spares || within.all_fail() {
+                    return None;
+                }
+                // Of those that nearly always answer well all may rest at one moment, and who comes then is sent nowhere else for it.
+                let within = within.clone().sparing(false);
+                if within.is_clean(picked) { Some(picked) } else { balance::clean(&within, hash, rng) }
+            });
             if let Some(picked) = here {
                 let faster = by_latency.then(|| balance::faster_elsewhere(tiers, at, regard, picked, rng));
                 return faster.flatten().or(Some(picked));

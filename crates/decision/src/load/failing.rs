@@ -11,6 +11,12 @@ const WHOLE: u32 = 1_000;
 const STEP: u32 = 8;
 /// From here on it fails much: three failures of five, or every other answer for a while.
 const MUCH: u32 = WHOLE / 4;
+/// As much as two in a row make at least.
+const TWO: u32 = and_one_more(and_one_more(0));
+
+const fn and_one_more(part: u32) -> u32 {
+    part + (WHOLE - part) / STEP
+}
 
 /// See the module's text. In thousandths; what two workers add at one moment counts for both.
 #[derive(Debug, Default)]
@@ -18,7 +24,12 @@ pub(super) struct Failing(AtomicU32);
 
 impl Failing {
     pub(super) fn failed(&self) {
-        self.moves(|part| part + (WHOLE - part) / STEP);
+        self.moves(and_one_more);
+    }
+
+    /// It has refused one, by a limit that may be one caller's. That is none of what it fails, and yet a row that a good answer ends.
+    pub(super) fn refused(&self) {
+        self.0.fetch_max(1, Ordering::Relaxed);
     }
 
     /// Rounded up, so that what is long ago is forgotten.
@@ -26,13 +37,17 @@ impl Failing {
         self.moves(|part| part - part.div_ceil(STEP));
     }
 
-    /// Whether it has failed lately at all.
+    /// Whether it has failed, or refused one, lately at all.
     pub(super) fn is_any(&self) -> bool {
         self.0.load(Ordering::Relaxed) > 0
     }
 
     pub(super) fn is_much(&self) -> bool {
         self.0.load(Ordering::Relaxed) >= MUCH
+    }
+
+    pub(super) fn are_two(&self) -> bool {
+        self.0.load(Ordering::Relaxed) >= TWO
     }
 
     /// Nothing is known of it.

@@ -208,6 +208,29 @@ fn a_good_answer_ends_a_row_however_long_ago_the_failures_before_it_were() {
 }
 
 #[test]
+fn what_may_be_one_caller_s_limit_makes_it_rest_and_is_none_of_what_it_fails() {
+    let load = Load::default();
+    let refused = Answer { status: LIMITED, ..Answer::new(AttemptOutcome::Overloaded, MS(1)) };
+    for second in 1..=20 {
+        load.record(&refused, at(second * 20_000));
+        assert!(load.is_resting(at(second * 20_000 + 1)));
+        assert!(!load.has_failed_again() && !load.fails_much());
+    }
+    load.record(&answered(10), at(500_000));
+    assert!(!load.has_failed() && !load.failing.is_any(), "a good answer ends its row");
+    for shed in [refused, failed(1)] {
+        load.record(&shed, at(600_000));
+        load.record(&failed(1), at(700_000));
+    }
+    assert!(load.has_failed_again(), "failures beside that count");
+    let load = Load::default();
+    for second in [1, 2] {
+        load.record(&Answer { status: 503, ..refused }, at(second * 20_000));
+    }
+    assert!(load.has_failed_again(), "so does what it sheds");
+}
+
+#[test]
 fn failures_in_a_rest_count_for_what_it_fails() {
     let load = Load::default();
     (0..3).for_each(|_| load.record(&failed(1), at(0)));

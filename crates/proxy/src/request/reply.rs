@@ -75,7 +75,8 @@ pub(crate) async fn fail(
     // A call of gRPC may say nothing for as long as it likes, its head too: to a proxy of the mesh the end of that is a rule of ours.
     let is_silent = grpc && failure.fault == Fault::Local && failure.cause == Cause::StreamIdleTimeout;
     if conn.caller.is_some() && is_silent && !down.head_sent() {
-        journey.record.grpc_status = Some(UNAVAILABLE);
+        // What the caller's proxy answers then.
+        journey.record.grpc_status = Some(DEADLINE_EXCEEDED);
         down.cancel().await;
         journey.finish();
         return;

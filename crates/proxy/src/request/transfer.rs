@@ -182,8 +182,8 @@ pub(crate) async fn response(
         }
         passing.reader.turned(is_taken, moved, || conn.worker.now());
         attempts.poll_patience(cx);
-        let unread = passing.reader.waits.is_some();
-        let moves = |record: &Record, _: &Down<'_>| body.moves_back(record, unread);
+        let reader = &passing.reader;
+        let moves = |record: &Record, _: &Down<'_>| body.moves_back(record, reader.pauses(conn.worker.now()));
         poll_under_way(cx, journey, down, deadlines, moves).map(Err)
     })
     .await;
@@ -294,6 +294,11 @@ impl Reader {
         if !is_taken {
             self.waits.get_or_insert_with(now);
         }
+    }
+
+    /// Whether it is waited for: who has room for less than there is, and takes some of it all the while, reads.
+    fn pauses(&self, now: Tick) -> bool {
+        self.waits.is_some_and(|since| now.since(since) >= PAUSE)
     }
 
     /// Whether whoever has waited for it, since this moment, has waited for so long that it may have given up.
@@ -449,6 +454,15 @@ mod tests {
         let reader = behind(&steady);
         assert!(!reader.was_waited_for(Some(Tick::ZERO), ms(20 * 900)));
         assert!(!Reader::default().was_waited_for(Some(Tick::ZERO), ms(60_000)), "there was nothing to read");
+    }
+
+    #[test]
+    fn who_takes_some_of_what_there_is_all_the_while_reads_however_much_is_left() {
+        let steady: Vec<u64> = (0..600).map(|turn| turn * 10).collect();
+        let reader = behind(&steady);
+        assert!(!reader.pauses(ms(5_990)) && !reader.pauses(ms(5_990 + 999)));
+        assert!(reader.pauses(ms(5_990 + 1_000)));
+        assert!(!Reader::default().pauses(ms(60_000)), "there is nothing to read");
     }
 
     #[test]

@@ -123,11 +123,20 @@ fn of_what_is_known_by_its_id_alone_only_what_follows_from_the_request_is_of_it(
     // A browser asks for more beside it, and has asked before.
     let others = [
         edge(3, Match::Recorded),
-        lasts(hop("shop/web-1", Side::Inbound, Match::Recorded, 200, ("gateway", &[])), 10),
+        lasts(hop("shop/web-1", Side::Inbound, Match::Recorded, 102 + CLOCKS_NS, ("gateway", &[])), 10),
+        lasts(hop("shop/web-1", Side::Outbound, Match::Recorded, 91, ("", &["api-1"])), 10),
     ];
     gathered.join([&of_it[..], &others].concat());
     assert_eq!(gathered.hops().len(), 4, "{gathered:?}");
     assert_eq!(gathered.missing(&BTreeSet::new()), [] as [String; 0]);
+    // By its own clock it began before it was called.
+    let late = 5 + CLOCKS_NS;
+    let mut gathered = Gathered::new(edge(late, Match::Filter));
+    gathered.join(vec![
+        lasts(hop("shop/web-1", Side::Inbound, Match::Recorded, 5, ("gateway", &[])), 80),
+        lasts(hop("shop/web-1", Side::Inbound, Match::Recorded, 4, ("gateway", &[])), 80),
+    ]);
+    assert_eq!(gathered.hops().len(), 2, "{gathered:?}");
     // Such a hop that is all alone was not expected, and lacks nothing.
     let mut alone = Gathered::new(edge(1, Match::Filter));
     alone.add(edge(5, Match::Recorded));

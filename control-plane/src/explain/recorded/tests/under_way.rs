@@ -125,6 +125,55 @@ fn who_is_waited_for_is_at_fault_when_it_lasts_longer_than_it_ordinarily_does() 
 }
 
 #[test]
+fn whoever_may_have_to_go_on_before_there_is_an_answer_makes_no_fault_of_how_long_that_takes() {
+    for is_kept in [|is: &mut RequestRecord| is.owed = true, |is: &mut RequestRecord| is.open = true] {
+        // It calls plain endpoints, which tell nothing.
+        let mut hops = vec![hop("edge", Side::Gateway, 1, "reviews", |_| {})];
+        at(&mut hops, 0).usual_ns = Some(5_000_000);
+        lasts(&mut hops, 0, 60_000);
+        assert!(is_fault(&hops));
+        is_kept(at(&mut hops, 0));
+        assert!(!is_fault(&hops));
+        let why = blamed(hops).unwrap().2;
+        assert!(why.ends_with("for 60000 ms by now: its call has not ended"), "{why}");
+    }
+}
+
+#[test]
+fn who_is_kept_by_its_own_caller_keeps_those_behind_it_and_is_named_first() {
+    let unread = |is: &mut RequestRecord| (is.unread, is.phase) = (true, "response".to_owned());
+    for is_kept in [unread, |is: &mut RequestRecord| is.owed = true] {
+        let mut hops = chain();
+        for hop in 0..4 {
+            lasts(&mut hops, hop, 20_000);
+            at(&mut hops, hop).usual_ns = Some(5_000_000);
+            is_kept(at(&mut hops, hop));
+        }
+        let gathered = Gathered::of(hops.clone());
+        assert_eq!(blame(gathered.hops(), &gathered.parents()).unwrap().proxy, "shop/edge-1");
+        let (who, _, why) = blamed(hops).unwrap();
+        assert!(who == Who::Caller && why.contains("shop/reviews:80"), "{why}");
+    }
+}
+
+#[test]
+fn numbers_beside_a_call_that_is_under_way_are_those_of_the_call_and_not_of_its_way() {
+    let mut hops = chain();
+    for (hop, usual_ms, ms) in [(1, 100, 60_000), (3, 99, 30_000)] {
+        at(&mut hops, hop).usual_ns = Some(usual_ms * 1_000_000);
+        lasts(&mut hops, hop, ms);
+    }
+    at(&mut hops, 3).start_unix_ns = 30_000_000_000;
+    let hops = [hops[1].clone(), hops[3].clone()];
+    let gathered = Gathered::of(hops.to_vec());
+    let blame = blame(gathered.hops(), &gathered.parents()).unwrap();
+    let what = "shop/reviews:80 has not answered for 60000 ms by now: its call has not ended";
+    assert_eq!(blame.why, format!("{what}; such calls usually take 100 ms"));
+    assert!(blame.is_fault);
+    assert_eq!((blame.took_ms, blame.usual_ms), (Some(60_000.0), Some(100.0)));
+}
+
+#[test]
 fn a_call_of_which_it_is_not_known_what_it_was_made_for_is_told_so_and_is_no_fault() {
     let mut hops = chain();
     lasts(&mut hops, 2, 60_000);
@@ -217,7 +266,7 @@ fn what_holds_a_request_is_told_by_where_it_is() {
     assert_eq!(owed, (Who::Caller, None, format!("{what} {end}")));
     let what = "its caller does not read what there is of the answer of shop/reviews:80";
     let unread = kept_by_its_caller(|is| (is.unread, is.phase) = (true, "response".to_owned()));
-    assert_eq!(unread, (Who::Caller, None, format!("{what} {end}")));
+    assert_eq!(unread, (Who::Caller, None, format!("{what}: after 900 ms its call has not ended")));
     // Of a call of gRPC nobody knows whose turn it is.
     let what = "its caller may send more of a request that shop/reviews:80 has not answered";
     let (who, _, why) = kept_by_its_caller(|is| is.open = true);

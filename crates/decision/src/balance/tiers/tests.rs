@@ -392,9 +392,26 @@ fn a_zone_that_answers_nearly_everything_well_is_not_left_though_all_of_it_rest(
                 drop(world.cluster.record(one, &well, at(second)));
                 assert!(one.stats.is_resting(at(second + 1)));
             }
-            // That one passes by whoever rests, whatever else it does.
-            let stays = if of == Algorithm::PeakEwma { 0 } else { 1_000 };
-            assert_eq!(world.share("z0", at(second + 1)), stays, "{of:?}");
+            assert_eq!(world.share("z0", at(second + 1)), 1_000, "{of:?}");
+        }
+    }
+}
+
+/// One caller over its limit is no reason for others to go elsewhere.
+#[test]
+fn a_zone_that_refuses_every_other_request_by_a_limit_is_not_left() {
+    let refused = Answer { status: 429, ..Answer::new(AttemptOutcome::Overloaded, Duration::from_secs(1)) };
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(5));
+    for of in ALGORITHMS {
+        let world = world(&three_zones(), algorithm(of));
+        for second in [1, 10, 20] {
+            for one in &world.endpoints("z0") {
+                for answer in [refused, well].iter().cycle().take(20).chain([&refused, &refused]) {
+                    drop(world.cluster.record(one, answer, at(second)));
+                }
+                assert!(one.stats.is_resting(at(second + 1)));
+            }
+            assert_eq!(world.share("z0", at(second + 1)), 1_000, "{of:?}");
         }
     }
 }

@@ -72,7 +72,7 @@ impl Attempts<'_> {
                 if is_time_out(failure.cause) && matches!(self.target, Target::Service { .. }) {
                     exchange.ran_out(self.began, self.conn.worker.now());
                 }
-                let failure = self.unless_by_rule(&exchange, failure);
+                let failure = self.unless_by_rule(&exchange, failure, journey.is_grpc());
                 exchange.abort();
                 // Who owes a part of the request keeps its endpoint waiting, and a call of gRPC need not say anything for long.
                 let failure =
@@ -83,13 +83,18 @@ impl Attempts<'_> {
     }
 
     /// A failure that its endpoint's proxy, or the end of its connection's identities, has made says nothing of the endpoint. What a
-    /// proxy has cancelled was silent for long, and nobody asks for the same again.
-    fn unless_by_rule(&self, exchange: &Exchange, failure: Failure) -> Failure {
+    /// proxy has cancelled was silent for long, and nobody asks for the same again: the caller of a call hears what it does where
+    /// we tire of it first, and nothing that it would repeat.
+    fn unless_by_rule(&self, exchange: &Exchange, failure: Failure, is_grpc: bool) -> Failure {
         if !exchange.is_ended_by_rule(&failure, self.conn.worker.shared.clock.wall()) {
             return failure;
         }
-        let retry = if failure.is_cancelled { Retry::No } else { failure.retry };
-        Failure { is_hasty: true, retry, ..failure }
+        let (cause, retry) = match failure.is_cancelled {
+            true if is_grpc => (Cause::StreamIdleTimeout, Retry::No),
+            true => (failure.cause, Retry::No),
+            false => (failure.cause, failure.retry),
+        };
+        Failure { is_hasty: true, cause, retry, ..failure }
     }
 
     fn spent(&self) -> Spent {

@@ -23,6 +23,7 @@ use crate::error::{Failure, Fault};
 use crate::request::answer;
 use crate::request::route::Target;
 use crate::timers::Timer;
+use crate::upstream::behind::is_time_out;
 
 /// What of an answer still comes so long after its head shows that its endpoint is well.
 const GOES_ON: Duration = Duration::from_secs(1);
@@ -173,9 +174,9 @@ impl Attempts<'_> {
             Ok(()) => None,
             Err(failure) => match answer::of_break(failure, (late.took, self.behind.took(self.began, now))) {
                 Some(broken) => Some(broken),
-                // What is ours says nothing: that it was good so far was told, and of a whole call the breaker hears nothing.
-                None if failure.fault == Fault::Local => return self.let_go(),
-                // Who has left says nothing but what was seen before.
+                // Its caller has got a part of it: that it was good so far was told, and of a whole call the breaker hears nothing.
+                None if failure.fault == Fault::Local && is_time_out(failure.cause) => return self.let_go(),
+                // Who has left, and what no call lasts longer than by a rule of ours, says nothing but what was seen before.
                 None if late.stands => None,
                 None if failure.fault == Fault::Downstream && late.flows(now) => {
                     return self.left_in_answer(late, now);
