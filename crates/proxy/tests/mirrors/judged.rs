@@ -148,7 +148,10 @@ async fn endless(begun: Arc<AtomicUsize>) -> H2Upstream {
 
 /// A gateway from which copies of all requests go to this application in the mesh.
 async fn copying_into_mesh(app: &H2Upstream, original: &Recorder) -> (Pair, SocketAddr) {
-    let mut pair = Pair::start(app.address, AppProtocol::Grpc).await;
+    copying_into(Pair::start(app.address, AppProtocol::Grpc).await, original).await
+}
+
+async fn copying_into(mut pair: Pair, original: &Recorder) -> (Pair, SocketAddr) {
     let breaker = support::mesh::policy("p", "reviews", v1::policy::Spec::Traffic(breaker()));
     pair.outbound.change(plain_at("plain", original.upstream.address).into_iter().chain([breaker])).await;
     let backend = v1::Backend { service: "shop/plain".into(), port: 80, weight: 1, ..Default::default() };
@@ -179,20 +182,33 @@ async fn copies_that_a_drain_of_their_endpoint_s_proxy_ends_are_held_against_nob
 
 #[tokio::test]
 async fn copies_that_their_endpoint_s_proxy_refuses_for_a_stranger_s_deadline_are_held_against_nobody() {
-    for (server, opened) in [("meshwork", 0), ("app", 1)] {
-        let app = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
-            let refused = Response::builder().header("server", server).header("grpc-status", "4");
-            let refused = refused.header("grpc-message", "deadline_unreachable");
-            respond.send_response(refused.body(()).unwrap(), true).unwrap();
-        })
-        .await;
-        let original = Recorder::answering(OK).await;
-        let (pair, gateway) = copying_into_mesh(&app, &original).await;
-        let mut client = h2_client(gateway).await;
-        for number in 1..=3 {
-            fetch(&mut client, grpc_call().header("grpc-timeout", "1H").body(()).unwrap()).await;
-            pair.outbound.wait_metric(OUTCOMES, &["shop/reviews", "\"failed\""], number).await;
-        }
-        assert_eq!(pair.outbound.metric(CHANGES, &IN_MESH), opened, "{server}");
+    let pair = Pair::slow_to_another(AppProtocol::Grpc).await;
+    let pair = Box::pin(are_copies_judged(pair)).await;
+    assert_eq!(pair.outbound.metric(CHANGES, &IN_MESH), 0);
+}
+
+#[tokio::test]
+async fn and_what_their_application_says_like_that_is() {
+    let app = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+        let refused = Response::builder().header("server", "meshwork").header("grpc-status", "4");
+        let refused = refused.header("grpc-message", "deadline_unreachable");
+        let refused = refused.header("x-meshwork-deadline-unreachable", "1");
+        respond.send_response(refused.body(()).unwrap(), true).unwrap();
+    })
+    .await;
+    let pair = Pair::start(app.address, AppProtocol::Grpc).await;
+    let pair = Box::pin(are_copies_judged(pair)).await;
+    assert_eq!(pair.outbound.metric(CHANGES, &IN_MESH), 1);
+}
+
+/// Three copies of calls of three seconds have failed.
+async fn are_copies_judged(pair: Pair) -> Pair {
+    let original = Recorder::answering(OK).await;
+    let (pair, gateway) = copying_into(pair, &original).await;
+    let mut client = h2_client(gateway).await;
+    for number in 1..=3 {
+        fetch(&mut client, grpc_call().header("grpc-timeout", "3S").body(()).unwrap()).await;
+        pair.outbound.wait_metric(OUTCOMES, &["shop/reviews", "\"failed\""], number).await;
     }
+    pair
 }

@@ -171,6 +171,12 @@ impl Attempts<'_> {
         let now = self.conn.worker.now();
         let broken = match ended {
             Ok(()) => None,
+            Err(failure) if self.is_of_overheard(failure, now) => {
+                if !late.stands {
+                    return self.let_go();
+                }
+                None
+            }
             Err(failure) => match answer::of_break(failure, (late.took, self.behind.took(self.began, now))) {
                 Some(broken) => Some(broken),
                 // A caller who has left, and what is ours, says nothing but what was seen before.

@@ -167,8 +167,8 @@ impl Copy {
         let heard = carried.heard.map_or(Duration::ZERO, |heard| now.since(heard));
         let is_excused = |answer: &Answer| {
             carried.was_drained
-                || is_refused(self.overheard, Some(&endpoint), &carried.response)
-                || self.is_of_overheard(&done, answer, heard)
+                || is_refused(Some(&endpoint), &carried.response, self.is_grpc)
+                || self.is_of_overheard(&endpoint, &done, answer, heard)
         };
         if let Some(answer) = answer.filter(|answer| !is_excused(answer)) {
             if let Some(trial) = trial {
@@ -184,9 +184,15 @@ impl Copy {
     }
 
     /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here, so long after it has heard it.
-    fn is_of_overheard(&self, done: &Result<(), Lost>, answer: &Answer, heard: Duration) -> bool {
+    fn is_of_overheard(
+        &self,
+        endpoint: &Endpoint,
+        done: &Result<(), Lost>,
+        answer: &Answer,
+        heard: Duration,
+    ) -> bool {
         match done {
-            Err(Lost::Failed(failure)) => is_of_overheard(self.overheard, failure, heard),
+            Err(Lost::Failed(failure)) => is_of_overheard(self.overheard, Some(endpoint), failure, heard),
             _ => answer.status == 504 && says_over(self.overheard, heard),
         }
     }
