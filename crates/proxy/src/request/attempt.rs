@@ -202,7 +202,7 @@ impl<'a> Attempts<'a> {
             let now = self.conn.worker.now();
             journey.attempted(outcome.as_ref().map(|_| response.status), body, now);
             let more = outcome.as_ref().is_ok_and(|exchange| !exchange.is_end());
-            self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), now);
+            self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), body, now);
             if outcome.as_ref().is_err_and(|failure| has_left(failure, body)) {
                 self.left(now, now);
             }

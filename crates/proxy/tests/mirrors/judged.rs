@@ -125,6 +125,47 @@ async fn a_copy_that_is_reset_when_a_stranger_s_time_is_over_is_held_against_nob
     }
 }
 
+/// Its end is here a tenth of a second before the time is over that its caller gives it.
+#[tokio::test]
+async fn a_copy_that_has_said_at_once_that_its_time_is_over_has_failed() {
+    let clock = ManualClock::new();
+    let time = clock.clone();
+    let copy = h2_upstream(usize::MAX, move |_, _, mut respond| {
+        let time = time.clone();
+        async move {
+            let head = Response::builder().status(504).body(()).unwrap();
+            let mut send = respond.send_response(head, false).unwrap();
+            sends_more_than_is_held(&mut send).await;
+            time.advance(Duration::from_millis(900));
+            send.send_data(Bytes::new(), true).unwrap();
+        }
+    })
+    .await;
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let harness = Harness::join(settings, Mesh::default(), Arc::new(clock), "gateway");
+    let mut edge =
+        edge_at(harness, AppProtocol::Http2, copy.address, mirrored(vec![mirror("copy", 100)])).await;
+    edge.harness.change([on_copy(breaker())]).await;
+    let mut client = h2_client(edge.address).await;
+    for number in 1..=3 {
+        let call = Request::post("http://shop/a.B/C").header("connect-timeout-ms", "1000");
+        fetch(&mut client, call.body(()).unwrap()).await;
+        edge.ended("failed", number).await;
+    }
+    assert_eq!(edge.harness.metric(CHANGES, &OPENED), 1);
+}
+
+/// So much that some of it must have been read.
+async fn sends_more_than_is_held(send: &mut h2::SendStream<Bytes>) {
+    let mut left = 768 * 1024;
+    while left > 0 {
+        send.reserve_capacity(left);
+        let room = poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
+        send.send_data(vec![b'x'; room].into(), false).unwrap();
+        left -= room;
+    }
+}
+
 /// Begins to answer every call, with more than proxies hold on the way, and never ends.
 async fn endless(begun: Arc<AtomicUsize>) -> H2Upstream {
     h2_upstream(usize::MAX, move |_, _, mut respond| {
@@ -132,13 +173,7 @@ async fn endless(begun: Arc<AtomicUsize>) -> H2Upstream {
         async move {
             let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
             let mut send = respond.send_response(head, false).unwrap();
-            let mut left = 768 * 1024;
-            while left > 0 {
-                send.reserve_capacity(left);
-                let room = poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
-                send.send_data(vec![b'x'; room].into(), false).unwrap();
-                left -= room;
-            }
+            sends_more_than_is_held(&mut send).await;
             begun.fetch_add(1, Ordering::SeqCst);
             _ = poll_fn(|cx| send.poll_reset(cx)).await;
         }

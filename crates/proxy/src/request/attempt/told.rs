@@ -20,6 +20,7 @@ impl Attempts<'_> {
         outcome: Result<(), &Failure>,
         response: &ResponseHead,
         (is_grpc, more): (bool, bool),
+        body: &RequestBody<'_>,
         now: Tick,
     ) {
         let worker = &self.conn.worker;
@@ -59,22 +60,26 @@ impl Attempts<'_> {
                 }
                 answer
             }
-            Err(failure) if self.is_of_overheard(failure, ended) => return self.let_go_late(ended, now),
+            Err(failure) if self.is_of_overheard(failure, ended) => {
+                return self.let_go_late(body, ended, now);
+            }
             Err(failure) => match answer::of_failure(failure, took) {
                 Some(answer) => answer,
                 None => return,
             },
         };
         if self.says_over(&answer, ended) {
-            return self.let_go_late(ended, now);
+            return self.let_go_late(body, ended, now);
         }
         self.tell(&answer, now);
     }
 
     /// What its endpoint has ended for a deadline of whoever is not believed here is no failure. It took as long as it did all the same: who
-    /// hangs, and goes by its own clock, would else be neither slow nor failing.
-    fn let_go_late(&mut self, ended: Tick, now: Tick) {
-        self.left(ended, now);
+    /// hangs, and goes by its own clock, would else be neither slow nor failing. But who owes a part of its request has kept it waiting.
+    fn let_go_late(&mut self, body: &RequestBody<'_>, ended: Tick, now: Tick) {
+        if body.is_passed_on() {
+            self.left(ended, now);
+        }
         self.let_go();
     }
 
