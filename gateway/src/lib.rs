@@ -19,7 +19,7 @@ use meshwork_api::registry::PROXY;
 use meshwork_base::{Clock, SpiffeId, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
-use meshwork_messages::{OBSERVE, OPERATE, RECORD, type_url, v1};
+use meshwork_messages::{OBSERVE, OPERATE, RECORD, UNDER_WAY, type_url, v1};
 use meshwork_process::{
     AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, Drained, ListenArgs,
     Readiness, TraceArgs, TraceArgsError,
@@ -370,7 +370,7 @@ fn node(common: &CommonArgs, admin: SocketAddr, identity: Option<&SpiffeId>) -> 
         id: format!("gateway/{who}{}/{pid}", admin.ip()),
         role: "gateway".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: [OBSERVE, RECORD, OPERATE].map(str::to_owned).into(),
+        features: [OBSERVE, RECORD, UNDER_WAY, OPERATE].map(str::to_owned).into(),
         workers: u32::try_from(common.worker_count()).unwrap_or(u32::MAX),
         pid,
         address: admin.to_string(),

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use meshwork_base::{Namespace, ObjectName};
-use meshwork_messages::{OBSERVE, OPERATE, RECORD, v1};
+use meshwork_messages::{OBSERVE, OPERATE, RECORD, UNDER_WAY, v1};
 use meshwork_process::{AdminAddresses, AdminArgs, TraceArgs};
 use meshwork_proxy::TrafficArgs;
 use meshwork_xds::join::{Joining, Tokens};
@@ -265,7 +265,7 @@ impl SidecarArgs {
             id: format!("{}/{instance}", self.namespace),
             role: "sidecar".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: [OBSERVE, RECORD, OPERATE].map(str::to_owned).into(),
+            features: [OBSERVE, RECORD, UNDER_WAY, OPERATE].map(str::to_owned).into(),
             workers: u32::try_from(workers).unwrap_or(u32::MAX),
             pid: std::process::id(),
             address: String::new(),

@@ -147,7 +147,8 @@ pub async fn run(parts: Parts) -> Result<u8, SidecarError> {
     let mut rng = ThreadRng::new();
     let identity = tokio::select! {
         identity = joining.identity(Arc::clone(&parts.clock), &mut rng) => identity?,
-        () = signals.end() => return Ok(0),
+        // No log is open yet.
+        () = signals.end(|| ()) => return Ok(0),
     };
     let mut running = Running::start(parts, &joining, &identity).await?;
     let result = running.serve(&mut signals).await;
@@ -241,7 +242,7 @@ impl Running {
         let configured = self.readiness.clone();
         tokio::select! {
             () = configured.wait_for("configuration") => {}
-            () = signals.end() => return Ok(0),
+            () = signals.end(|| self.access_log.reopen()) => return Ok(0),
         }
         let spec = Spec {
             command: self.parts.args.command.clone(),
@@ -254,7 +255,7 @@ impl Running {
         self.note_pid(pid);
         let accepted = tokio::select! {
             accepted = app.accepts() => accepted?,
-            () = signals.end() => return self.stop(app, signals).await,
+            () = signals.end(|| self.access_log.reopen()) => return self.stop(app, signals).await,
         };
         if let Some(exit) = accepted {
             tracing::error!(%exit, "the application ended before it accepted connections");
@@ -288,7 +289,7 @@ impl Running {
             Ok(None) => self.stop(app, signals).await,
             Err(error) => Err(error.into()),
         };
-        leaving.end(signals.second()).await;
+        leaving.end(signals.second(|| self.access_log.reopen())).await;
         ended
     }
 
@@ -363,7 +364,7 @@ impl Running {
         let timeout = signals.left(most).max(most.min(LEAST));
         let patience = async {
             tokio::select! {
-                () = signals.second() => {}
+                () = signals.second(|| self.access_log.reopen()) => {}
                 () = tokio::time::sleep(timeout) => {}
             }
         };
@@ -379,7 +380,7 @@ impl Running {
         let enough = async {
             tokio::select! {
                 () = tokio::time::sleep(left) => {}
-                () = signals.second() => {}
+                () = signals.second(|| self.access_log.reopen()) => {}
             }
         };
         if let Drained::CutOff { left } = engine.drain_until(enough).await {

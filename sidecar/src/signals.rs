@@ -56,15 +56,19 @@ impl Signals {
         received
     }
 
-    /// Waits for a signal that asks for the end.
-    pub(crate) async fn end(&mut self) {
-        while self.next().await != Received::End {}
+    /// Waits for a signal that asks for the end; what is done meanwhile when logs are to be opened anew.
+    pub(crate) async fn end(&mut self, hangs_up: impl Fn()) {
+        while self.next().await != Received::End {
+            hangs_up();
+        }
     }
 
     /// Waits for the second such signal. It is meant for all that is still to end: who asks for it later finds it here.
-    pub(crate) async fn second(&mut self) {
+    pub(crate) async fn second(&mut self, hangs_up: impl Fn()) {
         while !self.told_twice {
-            self.next().await;
+            if self.next().await == Received::HangUp {
+                hangs_up();
+            }
         }
     }
 
@@ -93,8 +97,8 @@ impl Signals {
 
 #[cfg(test)]
 mod tests {
-    use std::future::Future as _;
-    use std::pin::pin;
+    use std::cell::Cell;
+    use std::pin::{Pin, pin};
     use std::task::{Context, Poll, Waker};
 
     use rustix::process::{getpid, kill_process};
@@ -102,18 +106,42 @@ mod tests {
     use super::*;
 
     fn is_there(signals: &mut Signals) -> bool {
-        let second = pin!(signals.second());
+        let second = pin!(signals.second(|| ()));
         second.poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(())
+    }
+
+    /// This goes on until that is so.
+    async fn goes_on(mut waits: Pin<&mut impl Future<Output = ()>>, is_so: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !is_so() {
+            assert!(Instant::now() < end, "it is so after a while");
+            tokio::select! {
+                () = &mut waits => panic!("no such signal has come"),
+                () = tokio::time::sleep(Duration::from_millis(1)) => {}
+            }
+        }
     }
 
     #[tokio::test]
     async fn a_second_signal_ends_whatever_is_still_to_end() {
         let mut signals = Signals::new().unwrap();
-        kill_process(getpid(), Signal::TERM).unwrap();
-        signals.end().await;
+        let again = Cell::new(0);
+        let reopens = || again.set(again.get() + 1);
+        kill_process(getpid(), Signal::HUP).unwrap();
+        {
+            let mut end = pin!(signals.end(reopens));
+            goes_on(end.as_mut(), || again.get() == 1).await;
+            kill_process(getpid(), Signal::TERM).unwrap();
+            end.await;
+        }
         assert!(!is_there(&mut signals) && !signals.told_twice());
-        kill_process(getpid(), Signal::INT).unwrap();
-        signals.second().await;
+        kill_process(getpid(), Signal::HUP).unwrap();
+        {
+            let mut second = pin!(signals.second(reopens));
+            goes_on(second.as_mut(), || again.get() == 2).await;
+            kill_process(getpid(), Signal::INT).unwrap();
+            second.await;
+        }
         assert!(
             is_there(&mut signals) && signals.told_twice(),
             "who ends last need not be told a third time"

@@ -202,7 +202,7 @@ fn steps(answer: &Value, marks: bool) -> Vec<String> {
 
 /// What a policy answers to some of the requests, where it does.
 fn injected(backend: &Value) -> String {
-    let some = backend["verdict"]["failingPercent"].as_u64().filter(|percent| *percent > 0);
+    let some = backend["verdict"]["failingPercent"].as_f64().filter(|percent| *percent > 0.0);
     let abort = some.and_then(|_| backend["faultAbort"]["value"].as_str());
     abort.map(|abort| format!(", but a policy answers {abort}")).unwrap_or_default()
 }
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn that_a_policy_answers_a_part_of_the_requests_is_in_the_last_word() {
-        let told = |failing: u64| {
+        let told = |failing: Value| {
             verdict(&json!({
                 "verdict": {"outcome": "forwarded"},
                 "backends": [{
@@ -262,7 +262,8 @@ mod tests {
             }))
         };
         let injected = ", but a policy answers status 418 to 50 % of the requests";
-        assert_eq!(told(50), format!("forwarded to shop/web:80 (100 %){injected}"));
-        assert_eq!(told(0), "forwarded to shop/web:80 (100 %)", "it is about other requests");
+        assert_eq!(told(json!(50)), format!("forwarded to shop/web:80 (100 %){injected}"));
+        assert_eq!(told(json!(0.1)), told(json!(50)), "also to a few");
+        assert_eq!(told(json!(0)), "forwarded to shop/web:80 (100 %)", "it is about other requests");
     }
 }

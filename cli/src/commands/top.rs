@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use meshwork_api::Client;
+use meshwork_api::{Client, ClientError};
 use meshwork_process::parse_duration;
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ use crate::output::{self, Format};
 use crate::server::ServerArgs;
 use breakers::{Admission, Breaker, Breakers};
 use overload::{Kept, Overload};
-use screen::Screen;
+use screen::{LeftOut, Screen};
 
 /// Show rates, success, latencies, circuit breakers and overload of services, live
 #[derive(clap::Args, Debug)]
@@ -128,9 +128,8 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         loop {
             tokio::time::sleep(arguments.interval).await;
             let now = match ask(&client).await {
-                // Whoever watches goes on watching: it may be a control plane that starts anew.
-                Err(error) if redraws => {
-                    output::failure(&*error);
+                Err(error) if redraws && passes(&error) => {
+                    output::failure(&error);
                     continue;
                 }
                 now => now?,
@@ -151,8 +150,13 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     })?
 }
 
-async fn ask(client: &Client) -> Result<Top, Box<dyn std::error::Error>> {
-    Ok(client.json(http::Method::GET, "/v1/top", &[], Bytes::new()).await?)
+/// Whether whoever watches goes on watching: it may be a control plane that starts anew.
+fn passes(error: &ClientError) -> bool {
+    error.is_temporary()
+}
+
+async fn ask(client: &Client) -> Result<Top, ClientError> {
+    client.json(http::Method::GET, "/v1/top", &[], Bytes::new()).await
 }
 
 fn show(
@@ -174,14 +178,15 @@ fn show(
         }
         Format::Table => {}
     }
-    let left_out = screen.as_ref().map_or(0, |screen| screen.keep(&mut rows));
-    let text = table(&rows);
-    output::print(&screen.as_ref().map_or_else(|| text.clone(), |screen| screen.cut(&text)))?;
-    if left_out > 0 {
-        output::print(&format!("… and {left_out} more, that do less and well; -n shows one namespace\n"))?;
+    let left_out =
+        screen.map_or_else(LeftOut::default, |screen| screen.keep(&mut rows, !now.silent.is_empty()));
+    let cut = |text: String| screen.map_or_else(|| text.clone(), |screen| screen.cut(&text));
+    output::print(&cut(table(&rows)))?;
+    if left_out.rows > 0 {
+        output::print(&cut(format!("{left_out}\n")))?;
     }
     if !now.silent.is_empty() {
-        output::note(&format!("no answer from {}", now.silent.join(", ")));
+        output::note(cut(format!("no answer from {}", now.silent.join(", "))).trim_end());
     }
     Ok(())
 }
@@ -359,6 +364,20 @@ mod tests {
         let now =
             answer(1000, &[("a", "source", 10, 0, [10, 0, 0]), ("new", "source", 9000, 0, [9000, 0, 0])]);
         assert_eq!(rows(&before, &now)[0].requests_per_second, Some(10.0));
+    }
+
+    #[test]
+    fn who_is_refused_is_not_refused_again_and_again() {
+        let refused =
+            |status| ClientError::Refused { server: "http://a".to_owned(), status, problem: Box::default() };
+        assert!(!passes(&refused(http::StatusCode::UNAUTHORIZED)));
+        let unexpected = ClientError::Unexpected { server: "http://a".to_owned(), why: "HTML".to_owned() };
+        assert!(!passes(&unexpected), "another server");
+        assert!(passes(&refused(http::StatusCode::TOO_MANY_REQUESTS)));
+        assert!(passes(&ClientError::Unreachable {
+            server: "http://a".to_owned(),
+            cause: "gone".to_owned()
+        }));
     }
 
     #[test]

@@ -94,8 +94,11 @@ fn who_is_waited_for_is_named_while_it_hangs_whether_the_client_has_left_or_not(
     let client = send(&platform, 2);
     let answer = arrived(&platform, 2);
     hangs(&answer);
-    assert_eq!(answer["fault"]["service"], "default/back:80", "{answer:#}");
-    assert_eq!(answer["fault"]["underWay"], true);
+    // That may be no longer than it ordinarily takes.
+    let named = if answer["fault"].is_null() { &answer["waits"] } else { &answer["fault"] };
+    assert_eq!(named["service"], "default/back:80", "{answer:#}");
+    assert_eq!(named["underWay"], true);
+    assert_eq!(answer["notTellingUnderWay"], json!([]), "all of them do");
     // The client leaves, and what called the application has ended with that.
     drop(client);
     let answer = until("the edge has seen it leave", || {
@@ -108,7 +111,7 @@ fn who_is_waited_for_is_named_while_it_hangs_whether_the_client_has_left_or_not(
     let words = String::from_utf8(platform.command(&["explain", &trace(2)]).stdout).unwrap();
     for told in [
         "fault      default/back:80: the application of default/back:80 has not answered for ",
-        "its call has not ended\n",
+        ": its call has not ended",
         "answer     none yet (phase request) after ",
     ] {
         assert!(words.contains(told), "{told}: {words}");

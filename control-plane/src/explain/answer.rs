@@ -74,7 +74,39 @@ pub(super) struct Verdict {
     /// The policy that refuses it.
     pub(super) policy: Option<String>,
     /// How many percent of such requests fail because their backend does, or a policy answers instead of it.
-    pub(super) failing_percent: u64,
+    pub(super) failing_percent: Part,
+}
+
+/// A part of the requests, told in percent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Part {
+    millionths: u64,
+}
+
+impl Part {
+    const WHOLE: u64 = 1_000_000;
+    pub(super) const ALL: Self = Self { millionths: Self::WHOLE };
+
+    /// The sum of parts of as much each, of so much; what is less than can be told is told as that.
+    pub(super) fn of(parts: impl IntoIterator<Item = (u64, Self)>, whole: u64) -> Self {
+        let some = parts
+            .into_iter()
+            .fold(0, |sum: u128, (weight, part)| sum + u128::from(weight) * u128::from(part.millionths));
+        let least = u128::from(some > 0);
+        Self {
+            millionths: u64::try_from((some / u128::from(whole.max(1))).max(least)).unwrap_or(Self::WHOLE),
+        }
+    }
+}
+
+impl Serialize for Part {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let of_percent = Self::WHOLE / 100;
+        match self.millionths % of_percent {
+            0 => serializer.serialize_u64(self.millionths / of_percent),
+            _ => serializer.serialize_f64(self.millionths as f64 / of_percent as f64),
+        }
+    }
 }
 
 impl Verdict {
@@ -88,7 +120,7 @@ impl Verdict {
             status: cause.status(),
             cause: Some(cause.as_str()),
             flag: Some(cause.flag().as_str()),
-            failing_percent: 100,
+            failing_percent: Part::ALL,
             ..Self::default()
         }
     }

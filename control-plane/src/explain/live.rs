@@ -91,8 +91,8 @@ pub(super) async fn explain(State(explainer): State<Explainer>, body: Bytes) -> 
         reasons: true,
         ..Probe::default()
     };
-    let observing = probe::observe(hub, wanted, ask.proxy)?;
-    wait(&explainer, observing, patience).await.map(Json)
+    let observing = probe::observe(hub, wanted, ask.proxy.clone())?;
+    wait(&explainer, observing, (patience, ask.proxy)).await.map(Json)
 }
 
 /// The host that requests are looked for by: proxies compare it without its port.
@@ -136,8 +136,13 @@ fn filter(ask: &Ask, explainer: &Explainer) -> Result<RequestFilter, Problem> {
     })
 }
 
-/// Waits for one hop of a request, then for the others. What has not ended by then is told as far as it has come.
-async fn wait(explainer: &Explainer, mut observing: Observing, patience: Duration) -> Result<Live, Problem> {
+/// Waits for one hop of a request, then for the others, of all proxies or of one `only`. What has not ended by then is told as far as
+/// it has come.
+async fn wait(
+    explainer: &Explainer,
+    mut observing: Observing,
+    (patience, only): (Duration, Option<String>),
+) -> Result<Live, Problem> {
     let hub = explainer.plane.hub();
     let probe = observing.probe();
     let looking = || {
@@ -168,10 +173,19 @@ async fn wait(explainer: &Explainer, mut observing: Observing, patience: Duratio
     };
     // A hop may be lost with its proxy: the others are told without it.
     let _ = tokio::time::timeout(GRACE, rest).await;
-    let (trace, request) = gathered.ids();
-    let of_it =
-        Recall { trace_id: trace.unwrap_or_default(), request_id: request.unwrap_or_default(), probe };
-    recorded::under_way(hub, of_it).await.into_iter().for_each(|hop| gathered.add(hop));
+    // Of what has ended well nobody is asked once more, who might keep the answer waiting.
+    if !gathered.has_ended_well() || !gathered.missing(&looking().collect()).is_empty() {
+        let (trace, request) = gathered.ids();
+        let of_it =
+            Recall { trace_id: trace.unwrap_or_default(), request_id: request.unwrap_or_default(), probe };
+        let mut under_way = recorded::under_way(hub, of_it).await;
+        under_way.retain(|hop| only.as_ref().is_none_or(|only| hop.proxy.node.id == *only));
+        gathered.join(under_way);
+    }
+    // What has ended since the proxies were asked.
+    while let Ok(Some(observed)) = tokio::time::timeout(Duration::ZERO, observing.next()).await {
+        gathered.add(observed);
+    }
     let missing = gathered.missing(&looking().collect());
     let silent = hub.proxies().into_iter().filter(|proxy| {
         proxy.connected && !proxy.node.features.iter().any(|is| is == meshwork_messages::OBSERVE)

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use meshwork_decision::{
     Abort, AuthorizationPolicy, BreakerMode, Cause, CircuitBreaker, Cluster, FaultInjection, ForcedBy,
-    HealthProbe, HedgeDelay, InboundPort, Matched, Overload, OwnedRequest, RateLimit, RetryPolicy, Share,
-    Sources, is_idempotent,
+    HealthProbe, HedgeDelay, InboundPort, Matched, Overload, OwnedRequest, RateLimit, RetryBudget,
+    RetryPolicy, Share, Sources, is_idempotent,
 };
 use meshwork_resources::RetryOn;
 
 use super::answer::{
-    Admission, Breaker, EndpointLimits, Limits, Retry, Said, Source, Story, Timeouts, Verdict,
+    Admission, Breaker, EndpointLimits, Limits, Part, Retry, Said, Source, Story, Timeouts, Verdict,
 };
 use super::words;
 
@@ -95,7 +95,12 @@ pub(super) fn retry(
 /// How long an attempt is waited for, and how many there may be beside requests.
 fn bounds(policy: &RetryPolicy) -> String {
     let time = policy.per_try_timeout.map(|time| format!(", each of at most {time:?}")).unwrap_or_default();
-    format!("{time}; {} % of the requests may be retries", policy.budget.percent)
+    let RetryBudget { percent, min_per_second } = policy.budget;
+    let least = match min_per_second {
+        0 => String::new(),
+        some => format!(", and {some} a second in any case"),
+    };
+    format!("{time}; {percent} % of the requests may be retries{least}")
 }
 
 /// What calls for another attempt, in the words of a policy.
@@ -203,10 +208,12 @@ pub(super) fn ejection(cluster: &Cluster, sources: &Sources, story: &mut Story) 
         let told: Vec<String> = rows.chain(rates.into_iter().flatten()).collect();
         let (time, most) = (policy.base_ejection_time, policy.max_ejection_percent);
         let by = words::by(sources, "outlier_detection");
-        let why = format!(
-            "for {time:?} at first after {}, of at most {most} % of the endpoints{by}",
-            told.join(" or ")
-        );
+        let why = if told.is_empty() {
+            format!("none for calls that fail: no row of them and no rate is set{by}")
+        } else {
+            let told = told.join(" or ");
+            format!("for {time:?} at first after {told}, of at most {most} % of the endpoints{by}")
+        };
         story.tell("ejection", cluster.key.to_string(), "noted", why);
     }
     if let Some(check) = &cluster.health_check {
@@ -331,11 +338,13 @@ pub(super) fn stopped(
     Some(Verdict { policy, ..Verdict::failed(Cause::CircuitBreaker) })
 }
 
-/// How many percent of such requests are answered instead of the cluster.
-pub(super) fn aborted(matched: &Matched<'_>, cluster: &Cluster, request: &OwnedRequest) -> u64 {
+/// How many of such requests are answered instead of the cluster.
+pub(super) fn aborted(matched: &Matched<'_>, cluster: &Cluster, request: &OwnedRequest) -> Part {
     let fault = matched.policy().fault(cluster).filter(|fault| fault.is_about(request));
     let share = fault.and_then(|fault| fault.abort.as_ref()).map(|abort| abort.share);
-    share.map_or(0, |share| u64::from(share.numerator) * 100 / u64::from(share.denominator.max(1)))
+    share.map_or_else(Part::default, |share| {
+        Part::of([(share.numerator.into(), Part::ALL)], share.denominator.into())
+    })
 }
 
 fn abort(fault: &FaultInjection, sources: &Sources) -> Option<Said> {
@@ -433,8 +442,6 @@ fn told(policy: &CircuitBreaker, sources: &Sources) -> Breaker {
 
 #[cfg(test)]
 mod tests {
-    use meshwork_decision::RetryBudget;
-
     use super::*;
 
     #[test]

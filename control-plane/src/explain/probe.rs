@@ -91,5 +91,14 @@ pub(crate) fn connected(hub: &Hub, wanted: &str) -> Result<(), Problem> {
 
 /// Whether it keeps requests, and knows of taps and counters.
 pub(crate) fn records(proxy: &Proxy) -> bool {
-    proxy.node.features.iter().any(|feature| feature == meshwork_messages::RECORD)
+    has(proxy, meshwork_messages::RECORD)
+}
+
+/// Whether it tells what it has under way.
+pub(super) fn tells_under_way(proxy: &Proxy) -> bool {
+    has(proxy, meshwork_messages::UNDER_WAY)
+}
+
+fn has(proxy: &Proxy, wanted: &str) -> bool {
+    proxy.node.features.iter().any(|feature| feature == wanted)
 }

@@ -30,7 +30,7 @@ use meshwork_base::clock::rfc3339_millis;
 use meshwork_messages::v1::{Done, Probe, Recall};
 use meshwork_process::Problem;
 use meshwork_telemetry::TraceId;
-use meshwork_xds::server::{Hub, Observed};
+use meshwork_xds::server::{Hub, Observed, Proxy};
 use serde::{Deserialize, Serialize};
 
 use super::ask::bad;
@@ -66,11 +66,15 @@ pub(super) struct Recorded {
     hops: Vec<Hop>,
     /// Whose fault it was, or where the time went; none of a request that went well.
     fault: Option<Blame>,
+    /// For whom a request is waited that is under way, where nothing of it has failed or takes longer than it ordinarily does.
+    waits: Option<Blame>,
     suggestions: Vec<Advice>,
     /// Connected proxies that have not answered.
     silent: Vec<String>,
     /// Connected proxies whose version keeps nothing.
     not_recording: Vec<String>,
+    /// Those whose version keeps what has ended, and tells nothing of what has not.
+    not_telling_under_way: Vec<String>,
 }
 
 pub(super) async fn explain(
@@ -87,12 +91,32 @@ pub(super) async fn explain(
         return Err(heard.nothing(id));
     }
     let (silent, not_recording) = (heard.silent, heard.not_recording);
+    let not_telling_under_way = of_ended_alone(explainer.plane.hub().proxies());
     let gathered = Gathered::of(heard.hops);
-    let fault = blame::blame(gathered.hops(), &gathered.parents());
+    let found = blame::blame(gathered.hops(), &gathered.parents());
+    let (fault, waits) =
+        found.map_or((None, None), |is| if is.is_fault { (Some(is), None) } else { (None, Some(is)) });
     let suggestions = advice::of(&explainer, gathered.hops(), fault.as_ref());
     let (trace_id, request_id) = gathered.ids();
     let hops = gathered.into_hops();
-    Ok(Json(Recorded { trace_id, request_id, hops, fault, suggestions, silent, not_recording }))
+    Ok(Json(Recorded {
+        trace_id,
+        request_id,
+        hops,
+        fault,
+        waits,
+        suggestions,
+        silent,
+        not_recording,
+        not_telling_under_way,
+    }))
+}
+
+/// Who of the connected proxies can be asked for what has ended, and for nothing else.
+fn of_ended_alone(proxies: Vec<Proxy>) -> Vec<String> {
+    let connected = proxies.into_iter().filter(|proxy| proxy.connected);
+    let old = connected.filter(|proxy| probe::records(proxy) && !probe::tells_under_way(proxy));
+    old.map(|proxy| proxy.node.id).collect()
 }
 
 /// What proxies have told.

@@ -11,7 +11,7 @@ use meshwork_decision::{
 use meshwork_http1::ParseError;
 use meshwork_process::Problem;
 
-use super::answer::{self, Answer, Place, Rule, Seen, Story, Verdict};
+use super::answer::{self, Answer, Part, Place, Rule, Seen, Story, Verdict};
 use super::ask::{Ask, bad};
 use super::{head, policy};
 
@@ -342,7 +342,7 @@ impl<'a> Run<'a> {
             self.story.tell("backend", subject, "refused", cause.as_str());
             return Verdict::failed(cause);
         }
-        let (mut drawn, mut failing, mut shares, mut worst) = (0, 0, 0, None);
+        let (mut drawn, mut failing, mut shares, mut worst) = (0, 0, Vec::new(), None);
         for backend in &rule.backends {
             let weight = u64::from(backend.weight);
             if weight == 0 {
@@ -368,7 +368,7 @@ impl<'a> Run<'a> {
                 }
             };
             drawn += weight;
-            shares += weight * verdict.failing_percent;
+            shares.push((weight, verdict.failing_percent));
             if verdict.outcome == "failed" {
                 failing += weight;
                 worst = Some(verdict);
@@ -376,7 +376,7 @@ impl<'a> Run<'a> {
         }
         match worst {
             Some(verdict) if failing == total => verdict,
-            _ => Verdict { failing_percent: shares / total, ..Verdict::of("forwarded") },
+            _ => Verdict { failing_percent: Part::of(shares, total), ..Verdict::of("forwarded") },
         }
     }
 

@@ -57,8 +57,8 @@ pub(crate) use regard::{Barred, Regard, Standing};
 pub use slow_start::SlowStart;
 pub(crate) use slow_start::{Beginners, Begun, Shares};
 pub use tiers::{Rank, TierState};
-pub(crate) use tiers::{Tiers, WHOLE, roll};
-pub(crate) use wishes::{Heeds, Wishes};
+pub(crate) use tiers::{Tier, Tiers, WHOLE, roll};
+pub(crate) use wishes::{Heeds, Kept, Wishes};
 
 /// How often a draw may meet an unwanted endpoint before all are looked at.
 const DRAWS: usize = 3;

@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use meshwork_base::{SpiffeId, Tick};
 use smallvec::SmallVec;
 
-use crate::balance::{Beginners, Begun, Shape, Shares, SlowStart, Table, Tiers, xxh64};
+use crate::balance::{Beginners, Begun, Kept, Shape, Shares, SlowStart, Table, Tiers, xxh64};
 use crate::breaker::{Breaker, BreakerView, CircuitBreaker};
 use crate::health_check::Checked;
 use crate::limits::Room;
@@ -310,6 +310,8 @@ pub struct EndpointSet {
     part: Option<Box<Part>>,
     /// Those that could be called and are not, since this proxy calls a part of all.
     beyond: Beyond,
+    /// What becomes of those of it who ask to be left alone.
+    pub(crate) wishes: Kept,
 }
 
 /// Endpoints that could be called and are not.

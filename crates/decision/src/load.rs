@@ -18,7 +18,7 @@
 //! [`FIRST_REST`], but not shorter than what the failure itself took times [`REST_PER_LOSS`], and not longer than
 //! [`LONGEST_REST`]. So a fast failure that happens to every endpoint now and then costs nearly nothing, and an endpoint
 //! that only fails is asked a handful of times in all. Failures that come in during the rest were sent before it and
-//! change nothing.
+//! do not make it longer. How much of what it gets fails is counted beside that, see `load/failing.rs`.
 //!
 //! *Wishes.* An endpoint that says itself when to come again (`Retry-After`, `grpc-retry-pushback-ms`) is taken at its word, up to
 //! [`LONGEST_PUSH_BACK`]: by whoever is repeated, and as far as others can do its work by all, see `balance/wishes.rs`. Of a limit
@@ -34,6 +34,7 @@
 //! These are each proxy's own impressions, kept from the first moment and without a policy; they only say whom to
 //! prefer. To take an endpoint out is outlier detection's business.
 
+mod failing;
 mod looks;
 mod probes;
 
@@ -42,6 +43,7 @@ use std::time::Duration;
 
 use meshwork_base::Tick;
 
+use self::failing::Failing;
 #[cfg(test)]
 pub(crate) use self::looks::LOSSES;
 use self::looks::{Found, Looks};
@@ -112,6 +114,7 @@ pub(crate) struct Load {
     /// The same of the trial under way; it counts only while the last word was a failure.
     trial_until: AtomicU64,
     failures_in_a_row: AtomicU32,
+    failing: Failing,
     looks: Looks,
     probes: Probes,
 }
@@ -149,9 +152,14 @@ impl Load {
         self.resting_until.load(Ordering::Relaxed) > now.as_nanos()
     }
 
-    /// Whether it is asked though it rests, since the others have too much to do: so many were sent away so far.
-    pub(crate) fn probes(&self, sent_away: u64, now: Tick) -> bool {
-        self.is_resting(now) && self.probes.begins(sent_away, now)
+    /// When it may be asked though it rests, where the others have too much to do.
+    pub(crate) fn probed_from(&self) -> Tick {
+        self.probes.due()
+    }
+
+    /// It is asked though it rests.
+    pub(crate) fn probes(&self, now: Tick) {
+        self.probes.begins(now);
     }
 
     /// Whether it has asked to be left alone for so long.
@@ -183,6 +191,11 @@ impl Load {
     /// Whether its last words were failures, more than one.
     pub(crate) fn has_failed_again(&self) -> bool {
         self.failures_in_a_row.load(Ordering::Relaxed) > 1
+    }
+
+    /// Whether so many of its last answers were failures that this is not what it fails now and then.
+    pub(crate) fn fails_much(&self) -> bool {
+        self.failing.is_much()
     }
 
     /// [`Self::ln_latency`], where it is so long that half of it would make a difference.
@@ -223,6 +236,7 @@ impl Load {
         self.resting_until.store(0, Ordering::Relaxed);
         self.asked_until.store(0, Ordering::Relaxed);
         self.unwell_until.store(0, Ordering::Relaxed);
+        self.failing.forget();
         self.failures_in_a_row.store(0, Ordering::Relaxed);
     }
 
@@ -237,7 +251,9 @@ impl Load {
     /// The same where its latency is known since its head.
     pub(crate) fn ended(&self, answer: &Answer, now: Tick) {
         match answer.outcome {
-            AttemptOutcome::Success if self.has_failed() => {
+            // Who has a row of failures has failed lately.
+            AttemptOutcome::Success if self.failing.is_any() => {
+                self.failing.answered();
                 self.failures_in_a_row.store(0, Ordering::Relaxed);
             }
             AttemptOutcome::Success => {}
@@ -284,6 +300,13 @@ impl Load {
 
     fn failed(&self, answer: &Answer, now: Tick) {
         self.looks.failed();
+        self.rests(answer, now);
+        // Behind its row: a good answer ends that only where this says that there may be one.
+        self.failing.failed();
+    }
+
+    /// Another rest begins, unless one is under way.
+    fn rests(&self, answer: &Answer, now: Tick) {
         let resting_until = self.resting_until.load(Ordering::Relaxed);
         if resting_until > now.as_nanos() {
             return;

@@ -20,6 +20,7 @@ mod gradient;
 mod limiter;
 mod line;
 mod priority;
+mod purse;
 
 use std::sync::Arc;
 

@@ -26,6 +26,9 @@ pub const OBSERVE: &str = "observe";
 /// The feature of proxies that answer a [`v1::Recall`].
 pub const RECORD: &str = "record";
 
+/// The feature of proxies that tell a [`v1::Recall`] of what they have under way too.
+pub const UNDER_WAY: &str = "under-way";
+
 /// The feature of proxies that take a [`v1::BreakerForce`] and tell their [`v1::Standings`].
 pub const OPERATE: &str = "operate";
 

@@ -8,7 +8,8 @@
 //! under way there is waited for. One without a request for [`IDLE`], or with a half head, is closed, and a body that is
 //! waited for as long, a second more for each 16 KiB of it, is an error to who reads it, after which it is too. A request
 //! that is whole takes as long as it takes (a watch, a long poll, a tap); at the ports for probes, where none is long, [`PROBE`].
-//! Its answer is under way until its last byte has gone, and is given up where its reader takes none of it for [`IDLE`].
+//! Its answer is under way until its last byte has gone, and is given up where its reader takes none of it for [`IDLE`], which the
+//! system says of some hundreds of KiB at a time.
 
 use std::future::Future;
 use std::io;
@@ -26,6 +27,7 @@ use hyper_util::server::conn::auto::Builder;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -49,6 +51,9 @@ pub const IDLE: Duration = Duration::from_secs(75);
 pub const PROBE: Duration = Duration::from_secs(30);
 /// Bytes of a request's body for which a second more is waited.
 const PACE: u32 = 16 << 10;
+/// Bytes of answers that lie in the system; it takes the next ones when a good part of these is read, and how large that is would be its
+/// own choice: over loopback one and a half MiB, of which nobody hears whether they are read.
+const LIES: usize = 128 << 10;
 /// How many requests may be under way in one connection of HTTP/2 to an API. What calls ours there speaks HTTP/1.
 const STREAMS: u32 = 32;
 /// Until descriptors are looked for again.
@@ -121,7 +126,11 @@ pub trait Accept: Send + 'static {
 impl Accept for TcpListener {
     type Io = TcpStream;
     async fn accept(&mut self) -> io::Result<TcpStream> {
-        Self::accept(self).await.map(|(stream, _)| stream)
+        let (stream, _) = Self::accept(self).await?;
+        if let Err(error) = set_socket_send_buffer_size(&stream, LIES) {
+            tracing::debug!(%error, "a connection whose reader may be heard late");
+        }
+        Ok(stream)
     }
     fn is_called(&self) -> bool {
         is_readable(self)

@@ -341,6 +341,11 @@ impl Entry {
         }
     }
 
+    /// Whether it was told to drain, whatever it is told besides.
+    pub(crate) fn drains(&self) -> bool {
+        self.drains.get()
+    }
+
     fn lingers(&self) -> bool {
         self.lingers.get() && !self.link.get().is_some_and(|link| matches!(link.place, Place::Outbound(_)))
     }

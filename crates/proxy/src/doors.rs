@@ -9,21 +9,21 @@ use tokio::task::JoinHandle;
 
 use crate::accept::Accepting;
 use crate::mesh::Place;
-use crate::worker::{Ending, Worker};
+use crate::worker::Worker;
 
 /// What follows when sockets are closed.
 pub(crate) enum Then {
     /// This is said.
     Say(oneshot::Sender<()>),
     /// What calls the application beside us is drained, and that is said.
-    DrainInbound(Ending, oneshot::Sender<usize>),
+    DrainInbound(oneshot::Sender<usize>),
 }
 
 /// See the module's text.
 #[derive(Default)]
 pub(crate) struct Doors {
     open: HashMap<Place, Accepting>,
-    closing: Vec<JoinHandle<()>>,
+    closing: Vec<(Place, JoinHandle<()>)>,
     then: Vec<Then>,
 }
 
@@ -43,14 +43,24 @@ impl Doors {
 
     /// Closes all as they are, also those that are being closed.
     pub(crate) fn abort_all(&mut self) {
-        self.open.drain().for_each(|(_, accepting)| accepting.abort());
-        self.closing.drain(..).for_each(|closing| closing.abort());
+        self.abort_those(|_| true);
+    }
+
+    /// Closes those as they are, and what was to follow when they are closed of itself does not.
+    pub(crate) fn abort_inbound(&mut self) {
+        self.abort_those(is_inbound);
+        self.then.retain(|then| !matches!(then, Then::DrainInbound(_)));
+    }
+
+    fn abort_those(&mut self, which: impl Fn(Place) -> bool) {
+        self.open.extract_if(|place, _| which(*place)).for_each(|(_, accepting)| accepting.abort());
+        self.closing.iter().filter(|(place, _)| which(*place)).for_each(|(_, closing)| closing.abort());
     }
 
     /// Closes those as soon as who waits there is taken.
     pub(crate) fn close(&mut self, which: impl Fn(Place) -> bool, then: Then) {
-        let stopped = self.open.extract_if(|place, _| which(*place)).map(|(_, accepting)| accepting.stop());
-        self.closing.extend(stopped);
+        let stopped = self.open.extract_if(|place, _| which(*place));
+        self.closing.extend(stopped.map(|(place, accepting)| (place, accepting.stop())));
         self.then.push(then);
     }
 
@@ -64,11 +74,16 @@ impl Doors {
         if self.then.is_empty() {
             std::future::pending::<()>().await;
         }
-        while let Some(closing) = self.closing.last_mut() {
+        while let Some((_, closing)) = self.closing.last_mut() {
             // A task that is gone has closed its socket.
             let _ = closing.await;
             self.closing.pop();
         }
         std::mem::take(&mut self.then)
     }
+}
+
+/// Whether the application beside us is called there.
+pub(crate) const fn is_inbound(place: Place) -> bool {
+    matches!(place, Place::Inbound(_) | Place::Hbone(_))
 }

@@ -479,15 +479,18 @@ fn start_worker(index: usize, shared: Arc<Shared>, bells: Bells) -> std::io::Res
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::pin::pin;
     use std::task::{Context, Waker};
 
     use super::*;
 
+    /// So much a worker can be told before it has heard it.
+    pub(crate) const HEARD: usize = 4;
+
     /// An engine of two workers that do what they are told here.
-    fn engine() -> (Engine, [mpsc::Receiver<Command>; 2]) {
-        let channels = [(); 2].map(|()| mpsc::channel(4));
+    pub(crate) fn engine() -> (Engine, [mpsc::Receiver<Command>; 2]) {
+        let channels = [(); 2].map(|()| mpsc::channel(HEARD));
         let workers = channels.iter().map(|(commands, _)| WorkerHandle {
             commands: commands.clone(),
             thread: std::thread::spawn(|| ()),
@@ -534,6 +537,19 @@ mod tests {
             assert!(matches!(closes, Ok(Command::StopInbound(_))));
             assert!(matches!(drains, Ok(Command::DrainInbound(Ending::Finished, _))));
         }
+    }
+
+    #[tokio::test]
+    async fn all_workers_are_told_though_one_hears_nothing_any_more() {
+        let (engine, [full, mut other]) = engine();
+        for _ in 0..HEARD {
+            engine.workers[0].commands.try_send(Command::Recheck).ok().unwrap();
+        }
+        let mut telling = pin!(engine.tell_all(|| Command::Drain));
+        assert!(telling.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(matches!(other.try_recv(), Ok(Command::Drain)));
+        drop(full);
+        telling.await;
     }
 
     #[test]

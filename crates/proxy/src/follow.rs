@@ -15,6 +15,7 @@ use meshwork_xds::ResourceKey;
 use meshwork_xds::client::{self, Batch, Handle, Updates};
 use meshwork_xds::registration::reached_at;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::engine::{BindKey, Engine};
@@ -141,8 +142,18 @@ impl Follower {
         Listening { orders: self.listening.0.clone() }
     }
 
-    /// Runs until `stop`; gives the engine back to be drained.
-    pub async fn run(mut self, mut updates: Updates, stop: &tokio_util::sync::CancellationToken) -> Engine {
+    /// Runs until `stop`; gives the engine back to be drained. What is being done then is left: a worker that stands still may keep
+    /// it for ever.
+    pub async fn run(mut self, updates: Updates, stop: &CancellationToken) -> Engine {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = self.follow(updates) => {}
+        }
+        self.engine
+    }
+
+    async fn follow(&mut self, mut updates: Updates) {
         let (mut probes, away) = (updates.probes(), updates.away());
         let mut found = self.engine.shared().observer.found();
         let (shared, shifted) = (Arc::clone(self.engine.shared()), self.engine.shifted());
@@ -154,14 +165,10 @@ impl Follower {
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return self.engine,
                 batch = updates.next() => match batch {
                     Some(batch) => self.take(batch).await,
                     // The driver ends only with its consumer; what is in effect stays.
-                    None => {
-                        stop.cancelled().await;
-                        return self.engine;
-                    }
+                    None => std::future::pending().await,
                 },
                 order = self.listening.1.recv() => if let Some(order) = order {
                     self.obey(order).await;
@@ -422,5 +429,47 @@ fn ends_tls(listener: &Listener) -> bool {
         Protocol::Http | Protocol::Tcp => false,
         Protocol::Https => true,
         Protocol::Tls => !listener.passthrough,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use meshwork_base::{ManualClock, SeededRng};
+    use meshwork_process::Readiness;
+
+    use super::*;
+    use crate::engine::tests::{HEARD, engine};
+
+    #[tokio::test]
+    async fn a_worker_that_hears_nothing_any_more_does_not_keep_the_process_from_its_end() {
+        let (engine, _workers) = engine();
+        let settings = client::Settings::new(v1::Node::default());
+        let connector: meshwork_xds::transport::Connector = Box::new(|| Box::pin(std::future::pending()));
+        let clock = Arc::new(ManualClock::new());
+        let (handle, updates, _driver) = client::start(settings, None, connector, clock, SeededRng::new(1));
+        let configured = Readiness::new().condition("configuration");
+        let follower = Follower::new(engine, handle, MetricsRegistry::default(), configured);
+        let (listening, stop) = (follower.listening(), CancellationToken::new());
+        let mut running = pin!(follower.run(updates, &stop));
+        let open = || listening.open(Side::Outbound, SocketAddr::from(([127, 0, 0, 1], 0)));
+        let all_heard = async {
+            for _ in 0..HEARD {
+                assert!(matches!(open().await, Some(Ok(_))));
+            }
+        };
+        tokio::select! {
+            _ = &mut running => panic!("nobody has told it to end"),
+            () = all_heard => {}
+        }
+        let mut one_more = pin!(open());
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(one_more.as_mut().poll(&mut context).is_pending());
+        assert!(running.as_mut().poll(&mut context).is_pending(), "it tells the workers, who take no more");
+        stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(20), running).await;
+        assert!(ended.is_ok(), "it is told to end");
     }
 }

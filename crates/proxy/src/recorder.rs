@@ -35,7 +35,7 @@ use crate::request::tried::{Held, Tried};
 use crate::upstream::pool::IdHasher;
 use crate::usual::Timing;
 use part::{Entry, Part};
-pub(crate) use roll::{Roll, SoFar, roll_call, under_way};
+pub(crate) use roll::{Moves, Roll, SoFar, roll_call, under_way};
 pub(crate) use traces::Traces;
 
 /// Requests that one worker tells of one trace.

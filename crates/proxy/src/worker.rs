@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::connections::Connections;
 use crate::date::DateText;
-use crate::doors::{Doors, Then};
+use crate::doors::{Doors, Then, is_inbound};
 use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
@@ -351,24 +351,25 @@ impl Worker {
     fn breaker_changed(&self, whose: &Whose, change: BreakerChange) {
         let (state, cause) = (change.state.as_str(), change.cause.as_str());
         // Nobody takes what refuses nobody for an outage.
-        let refuses = !whose.only_observes();
+        let does = Does::of(whose, self.now());
+        let refuses = does != Does::Observes;
         let (metric, of) = match whose {
             Whose::Service(cluster) => {
                 let (service, port) = (&*cluster.name, cluster.key.port);
-                let what = changed("circuit breaker", refuses);
+                let what = changed("circuit breaker", does);
                 tracing::info!(service, port, state, cause, refuses, "{what}");
                 (&inventory::BREAKER_CHANGES, service)
             }
             Whose::Endpoint(cluster, endpoint) => {
                 let (service, port) = (&*cluster.name, cluster.key.port);
                 let (instance, address) = (&*endpoint.instance, endpoint.address());
-                let what = changed("circuit breaker of an endpoint", refuses);
+                let what = changed("circuit breaker of an endpoint", does);
                 tracing::info!(service, port, instance, %address, state, cause, refuses, "{what}");
                 (&inventory::ENDPOINT_BREAKER_CHANGES, service)
             }
             Whose::Route(route) => {
                 let route = &*route.name;
-                let what = changed("circuit breaker of a route", refuses);
+                let what = changed("circuit breaker of a route", does);
                 tracing::info!(route, state, cause, refuses, "{what}");
                 (&inventory::ROUTE_BREAKER_CHANGES, route)
             }
@@ -415,9 +416,40 @@ impl Worker {
     }
 }
 
+/// What becomes of calls by a circuit breaker that changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Does {
+    /// It refuses them where it is not closed.
+    Refuses,
+    /// Its policy only observes.
+    Observes,
+    /// The same, but somebody keeps it open meanwhile.
+    IsForced,
+}
+
+impl Does {
+    fn of(whose: &Whose, now: Tick) -> Self {
+        let is_forced = || match whose {
+            Whose::Service(cluster) | Whose::Endpoint(cluster, _) => cluster.forced_open(now).is_some(),
+            Whose::Route(route) => route.forced_open(now).is_some(),
+        };
+        match whose.only_observes() {
+            false => Self::Refuses,
+            true if is_forced() => Self::IsForced,
+            true => Self::Observes,
+        }
+    }
+}
+
 /// What is logged of a circuit breaker that changes.
-fn changed(what: &str, refuses: bool) -> String {
-    let how = if refuses { "changed" } else { "would change, and refuses nobody: its policy only observes" };
+fn changed(what: &str, does: Does) -> String {
+    let how = match does {
+        Does::Refuses => "changed",
+        Does::Observes => "would change, and refuses nobody: its policy only observes",
+        Does::IsForced => {
+            "would change, and refuses all since an operator keeps it open: its policy only observes"
+        }
+    };
     format!("{what} {how}")
 }
 
@@ -440,8 +472,9 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
             closed = doors.closed() => for then in closed {
                 match then {
                     Then::Say(done) => say(done, ()),
-                    Then::DrainInbound(ending, done) => {
-                        inbound_done = Some((done, end_inbound(&worker, ending)));
+                    Then::DrainInbound(done) => {
+                        worker.inbound.drain();
+                        inbound_done = Some((done, 0));
                         sweep.reset_immediately();
                     }
                 }
@@ -456,8 +489,15 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 }
                 Some(Command::Recheck) => recheck(&worker),
                 Some(Command::StopInbound(done)) => doors.close(is_inbound, Then::Say(done)),
-                Some(Command::DrainInbound(ending, done)) => {
-                    doors.close(is_inbound, Then::DrainInbound(ending, done));
+                Some(Command::DrainInbound(Ending::Finished, done)) => {
+                    doors.close(is_inbound, Then::DrainInbound(done));
+                }
+                Some(Command::DrainInbound(Ending::AtOnce, done)) => {
+                    // There is no time for those who wait at the sockets.
+                    doors.abort_inbound();
+                    inbound_done = Some((done, worker.inbound.busy()));
+                    worker.inbound.cut_off();
+                    sweep.reset_immediately();
                 }
                 Some(Command::StopAccepting(done)) => doors.close(|_| true, Then::Say(done)),
                 Some(Command::Drain) => {
@@ -480,29 +520,9 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
     }
 }
 
-/// Whether the application beside us is called there.
-const fn is_inbound(place: Place) -> bool {
-    matches!(place, Place::Inbound(_) | Place::Hbone(_))
-}
-
 /// Who asked may have stopped waiting.
 fn say<T>(to: oneshot::Sender<T>, what: T) {
     let _ = to.send(what);
-}
-
-/// Ends what calls the application beside us; gives how much that cuts off.
-fn end_inbound(worker: &Worker, ending: Ending) -> usize {
-    match ending {
-        Ending::Finished => {
-            worker.inbound.drain();
-            0
-        }
-        Ending::AtOnce => {
-            let left = worker.inbound.busy();
-            worker.inbound.cut_off();
-            left
-        }
-    }
 }
 
 /// Each says by itself that what it carries is not whole: a connection that is only dropped looks like one that is at its end.

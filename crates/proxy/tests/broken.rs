@@ -602,6 +602,29 @@ async fn what_still_comes_when_its_time_is_over_has_not_stood_still() {
     }
 }
 
+/// Its callers get half of their answers, whatever it says of its endpoint that they come.
+#[tokio::test]
+async fn what_still_comes_when_its_time_is_over_closes_no_breaker() {
+    let clock = ManualClock::new();
+    let (up, more) = staged_with(0, BEGUN, BUSY).await;
+    let mut policy = opening_after(1, false);
+    policy.circuit_breaker.as_mut().unwrap().failure_percent = 60;
+    policy.timeouts = Some(v1::Timeouts { request_ms: 3_000, ..Default::default() });
+    let (harness, address) = gateway_of(Harness::at(&clock), &[up], Some(policy)).await;
+    let mut caller = reading(address).await;
+    clock.advance(Duration::from_secs(2));
+    more.send(b"b").await.unwrap();
+    read_until(&mut caller, "b").await;
+    tokio::io::copy(&mut caller, &mut tokio::io::sink()).await.ok();
+    let lines = harness.lines(1).await;
+    assert!(lines[0].contains("request_timeout"), "{lines:?}");
+    assert!(exchange(address, GET).await.ends_with("busy"));
+    assert!(
+        exchange(address, GET).await.ends_with("circuit_breaker\n"),
+        "of whole calls one has failed, and no other"
+    );
+}
+
 #[tokio::test]
 async fn that_a_caller_does_not_read_is_not_its_endpoint_s_fault() {
     const LENGTH: usize = 256 << 20;

@@ -204,6 +204,63 @@ async fn a_call_of_which_its_endpoint_s_proxy_tires_says_nothing() {
 }
 
 #[tokio::test]
+async fn a_call_whose_answer_does_not_begin_is_held_against_nobody_whichever_proxy_tires_first() {
+    for (settings, status) in [([LONG, MINUTE], "14"), ([MINUTE, LONG], "4")] {
+        let (came, mut comes) = tokio::sync::mpsc::channel(CALLS);
+        let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
+            let came = came.clone();
+            async move {
+                came.send(()).await.unwrap();
+                _ = poll_fn(|cx| respond.poll_reset(cx)).await;
+            }
+        })
+        .await;
+        let mut pair = Pair::with(up.address, AppProtocol::Grpc, settings.map(patient)).await;
+        pair.outbound.change([breaker()]).await;
+        let mut client = h2_client(pair.proxy).await;
+        let mut answers = Vec::new();
+        for _ in 0..CALLS {
+            // One that might be asked twice.
+            let mut asks = call();
+            *asks.method_mut() = http::Method::GET;
+            answers.push(client.send_request(asks, true).unwrap().0);
+            comes.recv().await.unwrap();
+        }
+        time_goes_on(&pair, CALLS).await;
+        for answer in answers {
+            assert_eq!(answer.await.unwrap().headers()["grpc-status"], status);
+        }
+        assert_eq!(opened(&pair.outbound), 0, "{settings:?}");
+        assert!(pair.outbound.lines(CALLS).await.iter().all(|line| line.contains("\"attempts\":1,")));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_of_http_that_does_not_begin_is_held_against_its_endpoint_whichever_proxy_tires_first() {
+    for settings in [[LONG, MINUTE], [MINUTE, LONG]] {
+        let (came, mut comes) = tokio::sync::mpsc::channel(CALLS);
+        let app = upstream(move |got| {
+            if is_head(got) {
+                came.try_send(()).unwrap();
+            }
+            None
+        })
+        .await;
+        let mut pair = Pair::with(app.address, AppProtocol::Http1, settings.map(patient)).await;
+        pair.outbound.change([breaker()]).await;
+        let mut callers = Vec::new();
+        for _ in 0..CALLS {
+            let mut caller = TcpStream::connect(pair.proxy).await.unwrap();
+            caller.write_all(GET).await.unwrap();
+            comes.recv().await.unwrap();
+            callers.push(caller);
+        }
+        time_goes_on(&pair, CALLS).await;
+        assert_eq!(opened(&pair.outbound), 1, "{settings:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_call_that_a_drain_of_its_endpoint_s_proxy_ends_is_held_against_nobody() {
     let up = unfinished(None).await;
     let mut pair = Pair::start(up.address, AppProtocol::Grpc).await;

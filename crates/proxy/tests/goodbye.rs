@@ -25,6 +25,8 @@ use tokio::task::JoinHandle;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+/// What is said to uploads.
+const LARGE: &[u8] = b"HTTP/1.1 413 No\r\ncontent-length: 5\r\nconnection: close\r\n\r\nlarge";
 /// As in `connections.rs`.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -185,8 +187,7 @@ async fn nobody_who_idles_outlasts_the_time_of_the_drain_or_counts_as_cut_off() 
 
 /// An application that answers uploads by their heads, and two callers, of HTTP/2 and HTTP/1, who have read that and go on.
 async fn answered_early(clock: &ManualClock) -> (Upstream, Harness, Raw, TcpStream) {
-    const REFUSED: &[u8] = b"HTTP/1.1 413 No\r\ncontent-length: 5\r\nconnection: close\r\n\r\nlarge";
-    let up = upstream(|got| got.windows(4).any(|end| end == b"\r\n\r\n").then(|| REFUSED.to_vec())).await;
+    let up = upstream(|got| got.windows(4).any(|end| end == b"\r\n\r\n").then(|| LARGE.to_vec())).await;
     let (harness, address) = serve(Harness::at(clock), up.address).await;
     let mut raw = Raw::open(address).await;
     let head = [vec![0x83, 0x86], literal(4, "/up"), literal(1, "shop")].concat();
@@ -219,6 +220,45 @@ async fn who_goes_on_with_a_request_that_was_answered_is_not_waited_for_and_not_
 
     let (_up, harness, _raw, _tcp) = answered_early(&clock).await;
     assert_eq!(harness.engine.drain_until(std::future::ready(())).await, Drained::Clean);
+}
+
+#[tokio::test]
+async fn who_still_sends_what_was_answered_is_not_reset_before_it_has_read_that() {
+    let clock = ManualClock::new();
+    let up = upstream(|got| got.windows(4).any(|end| end == b"\r\n\r\n").then(|| LARGE.to_vec())).await;
+    let (harness, address) = serve(Harness::at(&clock), up.address).await;
+    let mut raw = witness(address).await;
+    let mut tcp = connect(address).await;
+    tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\ncontent-length: 60000\r\n\r\nbegun").await.unwrap();
+    let told = read_until(&mut tcp, "large").await.to_lowercase();
+    assert!(!told.contains("connection: close"), "the connection was to go on: {told}");
+    harness.lines(1).await;
+    let drained = drain(harness.engine);
+    goodbye(&mut raw).await;
+    drop(raw);
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(rest(&mut tcp).await, "");
+    // Here a reset comes as the answer of the system to the first of these.
+    for _ in 0..8 {
+        tcp.write_all(b"more").await.expect("it may send the rest");
+        tokio::task::yield_now().await;
+    }
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(drained.await.unwrap(), Drained::Clean);
+}
+
+#[tokio::test]
+async fn who_does_not_answer_a_goodbye_is_told_which_of_its_requests_were_taken() {
+    let clock = ManualClock::new();
+    let (_up, harness, address) = gateway(&clock).await;
+    let mut raw = witness(address).await;
+    raw.send(&request(1, "/")).await;
+    while raw.next().await.unwrap().0 != DATA {}
+    let drained = drain(harness.engine);
+    assert_eq!(goodbye(&mut raw).await, 0x7fff_ffff);
+    clock.advance(GRACE);
+    assert_eq!(goodbye(&mut raw).await, 1);
+    assert_eq!(drained.await.unwrap(), Drained::Clean);
 }
 
 #[tokio::test]

@@ -14,11 +14,14 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use support::h2::{get, h2_client};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Any but that by which nobody asks.
 const PROBE: u64 = 7;
+
+/// Bytes, more than all sockets on the way hold.
+const LARGE: usize = 32 * 1024 * 1024;
 
 fn of(id: &str) -> v1::Recall {
     v1::Recall { request_id: id.to_owned(), ..v1::Recall::default() }
@@ -33,18 +36,26 @@ async fn told(harness: &Harness, probe: u64, recall: &v1::Recall) -> Vec<v1::Obs
 
 /// The same, once it has come to this phase.
 async fn in_phase(harness: &Harness, id: &str, phase: &str) -> v1::Observation {
+    come_to(harness, id, |record| record.phase == phase).await
+}
+
+/// The same, once this is so.
+async fn come_to(harness: &Harness, id: &str, is: impl Fn(&v1::RequestRecord) -> bool) -> v1::Observation {
+    let mut last = None;
     let comes = async {
         loop {
             let mut found = told(harness, PROBE, &of(id)).await;
             assert!(found.len() <= 1, "it is told once: {found:?}");
-            if let Some(found) = found.pop().filter(|found| found.record.as_ref().unwrap().phase == phase) {
-                return found;
+            last = found.pop();
+            if last.as_ref().is_some_and(|found| is(found.record.as_ref().unwrap())) {
+                return;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    let found = tokio::time::timeout(Duration::from_secs(10), comes).await;
-    found.unwrap_or_else(|_| panic!("{id} comes to {phase}"))
+    let comes = tokio::time::timeout(Duration::from_secs(10), comes).await;
+    assert!(comes.is_ok(), "{id} does not come so far: {last:?}");
+    last.unwrap()
 }
 
 async fn send(to: SocketAddr, id: &str, more: &str) -> TcpStream {
@@ -61,6 +72,10 @@ async fn edge() -> (Harness, SocketAddr, SocketAddr) {
         let answer: &[u8] = match &*path {
             _ if !is_head(got) => return None,
             "/part" => b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf",
+            "/large" => {
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n");
+                return Some([head.into_bytes(), vec![b'x'; LARGE]].concat());
+            }
             "/tunnel" => b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: custom/1\r\n\r\n",
             "/whole" => b"HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n",
             _ => return None,
@@ -110,6 +125,48 @@ async fn a_request_tells_where_it_is_and_for_whom_it_waits() {
         .collect();
     assert!(in_phase(&harness, "h2-1", "request").await.record.unwrap().under_way);
     drop(streams);
+}
+
+#[tokio::test]
+async fn bytes_are_told_as_they_go_and_whether_it_is_the_caller_who_is_waited_for() {
+    let (harness, edge, _) = edge().await;
+    let mut owes = send(edge, "owes", "Content-Length: 5\r\n").await;
+    owes.write_all(b"abc").await.unwrap();
+    let found = come_to(&harness, "owes", |is| is.bytes_received > 0).await;
+    assert_eq!(found.record.unwrap().bytes_received, 3);
+    assert_eq!(found.attempts[0].bytes_sent, 3);
+    owes.write_all(b"de").await.unwrap();
+    let found = come_to(&harness, "owes", |is| is.bytes_received == 5).await.record.unwrap();
+    assert!(!found.owed, "it is the service that has not answered: {found:?}");
+
+    let _call = send(edge, "call", "Content-Type: application/grpc\r\nContent-Length: 5\r\n").await;
+    let found = in_phase(&harness, "call", "request").await.record.unwrap();
+    assert_eq!((found.owed, found.open), (false, true), "a call may be answered before it has ended");
+    let _asks = send(edge, "asks", "Expect: 100-continue\r\nContent-Length: 5\r\n").await;
+    let found = in_phase(&harness, "asks", "request").await.record.unwrap();
+    assert_eq!((found.owed, found.open), (false, false), "it waits for leave");
+
+    let mut tunnel = send(edge, "tunnel", "Connection: upgrade\r\nUpgrade: custom/1\r\n").await;
+    read_until(&mut tunnel, "\r\n\r\n").await;
+    tunnel.write_all(b"ping").await.unwrap();
+    let found = come_to(&harness, "tunnel", |is| is.bytes_received == 4).await;
+    assert_eq!(found.attempts[0].bytes_sent, 4);
+}
+
+#[tokio::test]
+async fn who_does_not_read_an_answer_is_told_to_be_waited_for() {
+    let (harness, edge, _) = edge().await;
+    let _part = send(edge, "part", "").await;
+    assert!(!come_to(&harness, "part", |is| is.bytes_sent == 4).await.record.unwrap().unread, "all is read");
+    let mut large = send(edge, "large", "").await;
+    come_to(&harness, "large", |is| is.unread).await;
+    // Read, it goes on and ends.
+    let mut left = read_until(&mut large, "\r\n\r\n").await.split("\r\n\r\n").nth(1).unwrap().len();
+    let mut chunk = vec![0; 1024 * 1024];
+    while left < LARGE {
+        left += large.read(&mut chunk).await.unwrap();
+    }
+    harness.lines(1).await;
 }
 
 #[tokio::test]

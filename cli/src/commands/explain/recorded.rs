@@ -19,18 +19,10 @@ pub(super) fn run(id: &str, arguments: &Arguments) -> Outcome {
 /// The answer as a story: whose fault, what to do, then a paragraph per hop.
 fn story(answer: &Value, marks: bool) -> String {
     let mut lines = vec![heading(answer)];
-    let fault = &answer["fault"];
-    if fault.is_object() {
-        let who = fault["service"].as_str().unwrap_or_else(|| text(fault, "who"));
-        // It may yet be answered well.
-        let is_open = fault["underWay"] == true && fault["cause"].is_null();
-        let label = if is_open { "waits for" } else { "fault" };
-        lines.push(format!("{label:<10} {who}: {}", text(fault, "why")));
-        let verdict =
-            ["cause", "flag", "phase"].map(|key| fault[key].as_str().map(|is| format!("{key} {is}")));
-        let verdict: Vec<String> = verdict.into_iter().flatten().collect();
-        if !verdict.is_empty() {
-            lines.push(format!("{:<10} {}, as {} says", "", verdict.join(", "), text(fault, "proxy")));
+    // What is waited for may yet be answered well.
+    for (label, found) in [("fault", &answer["fault"]), ("waits for", &answer["waits"])] {
+        if found.is_object() {
+            lines.extend(whose(label, found));
         }
     }
     for advice in answer["suggestions"].as_array().into_iter().flatten() {
@@ -50,7 +42,20 @@ fn story(answer: &Value, marks: bool) -> String {
     let list = |key: &str| answer[key].as_array().into_iter().flatten().filter_map(Value::as_str);
     lines.extend(list("silent").map(|who| format!("\n{who} has not answered")));
     lines.extend(list("notRecording").map(|who| format!("\n{who} is too old to keep requests")));
+    let of_ended = "is too old to tell of requests that have not ended";
+    lines.extend(list("notTellingUnderWay").map(|who| format!("\n{who} {of_ended}")));
     lines.join("\n") + "\n"
+}
+
+fn whose(label: &str, found: &Value) -> Vec<String> {
+    let who = found["service"].as_str().unwrap_or_else(|| text(found, "who"));
+    let mut lines = vec![format!("{label:<10} {who}: {}", text(found, "why"))];
+    let verdict = ["cause", "flag", "phase"].map(|key| found[key].as_str().map(|is| format!("{key} {is}")));
+    let verdict: Vec<String> = verdict.into_iter().flatten().collect();
+    if !verdict.is_empty() {
+        lines.push(format!("{:<10} {}, as {} says", "", verdict.join(", "), text(found, "proxy")));
+    }
+    lines
 }
 
 fn source(source: &Value) -> String {

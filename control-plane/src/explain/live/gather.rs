@@ -24,8 +24,10 @@ impl Gathered {
         Self { hops: vec![first] }
     }
 
-    /// Hops that are of one request.
+    /// Hops that are of one request. Of more than are kept those have gone that are under way: of one id there may be many, and what
+    /// has ended is what is asked for.
     pub(in crate::explain) fn of(mut hops: Vec<Observed>) -> Self {
+        hops.sort_by_key(|hop| record(hop).under_way);
         hops.truncate(HOPS);
         Self { hops }
     }
@@ -78,17 +80,44 @@ impl Gathered {
         }
     }
 
-    /// Takes a hop if it is of the same request, and not known yet.
+    /// Takes a hop if it is of the same request, and not known yet, or not known to have ended.
     pub(super) fn add(&mut self, hop: Observed) {
         let same = self.hops.iter().any(|known| of_one_request(record(known), record(&hop)));
         let key = |hop: &Observed| {
             let is = record(hop);
             (hop.proxy.node.id.clone(), is.side, is.start_unix_ns, is.request_id.clone())
         };
-        let is_known = self.hops.iter().any(|known| key(known) == key(&hop));
-        if same && !is_known && self.hops.len() < HOPS {
-            self.hops.push(hop);
+        let is_new_of_it = same && self.hops.len() < HOPS;
+        match self.hops.iter_mut().find(|known| key(known) == key(&hop)) {
+            Some(known) if record(known).under_way && !record(&hop).under_way => *known = hop,
+            Some(_) => {}
+            None if is_new_of_it => self.hops.push(hop),
+            None => {}
         }
+    }
+
+    /// Takes those that the probe has found, and of others, which are told by their ids alone, such as were made for one of these: an
+    /// id may be that of many requests.
+    pub(super) fn join(&mut self, hops: Vec<Observed>) {
+        let is_by_id = |hop: &Observed| hop.observation.r#match() == Match::Recorded;
+        let (mut by_id, found): (Vec<_>, Vec<_>) = hops.into_iter().partition(is_by_id);
+        found.into_iter().for_each(|hop| self.add(hop));
+        loop {
+            let follows = |hop: &Observed| {
+                self.hops.iter().any(|other| may_follow(hop, other) && was_there(other, record(hop)))
+            };
+            let (own, others): (Vec<_>, Vec<_>) = by_id.into_iter().partition(follows);
+            if own.is_empty() {
+                return;
+            }
+            own.into_iter().for_each(|hop| self.add(hop));
+            by_id = others;
+        }
+    }
+
+    /// Whether all that is known of it has ended, and nothing was given up for which somebody may still work.
+    pub(super) fn has_ended_well(&self) -> bool {
+        self.hops.iter().map(record).all(|is| !is.under_way && is.cause.is_empty())
     }
 
     /// What the request is known by.
@@ -107,7 +136,8 @@ impl Gathered {
         }
         for (at, hop) in self.hops.iter().enumerate() {
             let matched = hop.observation.r#match();
-            if matched != Match::Filter && self.parent(at).is_none() {
+            // Who is told by its id alone was not expected.
+            if !matches!(matched, Match::Filter | Match::Recorded) && self.parent(at).is_none() {
                 missing.push(format!("the hop before {}", hop.proxy.node.id));
             }
             // An endpoint that has answered has seen the request; whether it looked is for it to tell.
@@ -128,31 +158,15 @@ impl Gathered {
     /// The hop that this one follows from.
     fn parent(&self, of: usize) -> Option<usize> {
         let hop = &self.hops[of];
-        let (mine, id) = (record(hop), &hop.proxy.node.id);
-        let calls = |other: &Observed| {
-            let is_caller = other.proxy.identity.as_ref().map(SpiffeId::as_str) == Some(&*mine.peer_id);
-            let mut attempts = other.observation.attempts.iter();
-            is_caller && attempts.any(|attempt| node_of(attempt).as_deref() == Some(id))
-        };
-        let serves = |other: &Observed| other.proxy.node.id == *id && record(other).side() == Side::Inbound;
+        let mine = record(hop);
         let others = self.hops.iter().enumerate().filter(|(at, _)| *at != of);
-        let fitting = others.filter(|(_, other)| match hop.observation.r#match() {
-            Match::Filter => false,
-            Match::Mark => calls(other),
-            Match::Trace => serves(other),
-            Match::Recorded => match mine.side() {
-                Side::Gateway => false,
-                Side::Outbound => serves(other),
-                Side::Inbound => calls(other),
-            },
-        });
+        let fitting = others.filter(|(_, other)| may_follow(hop, other));
         // Of several the one that began last, but not after it, and that had not ended; proxies tell them in any order.
         let began = mine.start_unix_ns;
         let rank = |(_, other): &(usize, &Observed)| {
             let (start, took) = (record(other).start_unix_ns, record(other).duration_ns);
             let has_begun = start <= began;
-            let is_there = has_begun && began <= start.saturating_add(took);
-            (is_there, has_begun, if has_begun { start } else { u64::MAX - start }, took)
+            (was_there(other, mine), has_begun, if has_begun { start } else { u64::MAX - start }, took)
         };
         fitting.max_by_key(rank).map(|(at, _)| at)
     }
@@ -175,6 +189,33 @@ impl Gathered {
         }
         told.into_iter().map(|(at, depth)| Hop::new(&self.hops[at], depth)).collect()
     }
+}
+
+/// Whether a hop may follow from another, by who has called whom.
+fn may_follow(hop: &Observed, other: &Observed) -> bool {
+    let (mine, id) = (record(hop), &hop.proxy.node.id);
+    let calls = || {
+        let is_caller = other.proxy.identity.as_ref().map(SpiffeId::as_str) == Some(&*mine.peer_id);
+        let mut attempts = other.observation.attempts.iter();
+        is_caller && attempts.any(|attempt| node_of(attempt).as_deref() == Some(id))
+    };
+    let serves = || other.proxy.node.id == *id && record(other).side() == Side::Inbound;
+    match hop.observation.r#match() {
+        Match::Filter => false,
+        Match::Mark => calls(),
+        Match::Trace => serves(),
+        Match::Recorded => match mine.side() {
+            Side::Gateway => false,
+            Side::Outbound => serves(),
+            Side::Inbound => calls(),
+        },
+    }
+}
+
+/// Whether a hop had begun and not ended when another one began.
+fn was_there(hop: &Observed, other: &RequestRecord) -> bool {
+    let (is, began) = (record(hop), other.start_unix_ns);
+    (is.start_unix_ns..=is.start_unix_ns.saturating_add(is.duration_ns)).contains(&began)
 }
 
 /// Whether a hop follows from another, over however many.

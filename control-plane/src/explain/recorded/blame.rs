@@ -13,7 +13,7 @@ use super::ended::{was_cut, who_ended};
 use super::pieces::Pieces;
 use super::side::{DEADLINE_EXCEEDED, Fault, grpc_failure, side_of};
 use super::under_way::{self, is_under_way};
-use super::unusual::{Unusual, ms};
+use super::unusual::{OF_USUAL, Unusual, ms};
 use super::waits::{Wait, Way, together, until_head};
 use crate::explain::live::{millis, record};
 
@@ -47,8 +47,11 @@ pub(super) struct Blame {
     /// Of what took longer than it ordinarily does: how long that was, and is.
     pub(super) took_ms: Option<f64>,
     pub(super) usual_ms: Option<f64>,
-    /// It has not ended, and may be answered yet.
+    /// The request has not ended, or what is told has not.
     pub(super) under_way: bool,
+    /// Something has failed, or takes longer than it ordinarily does: it is no mere waiting.
+    #[serde(skip)]
+    pub(super) is_fault: bool,
     /// Which of the hops, as they were gathered.
     #[serde(skip)]
     pub(super) at: usize,
@@ -57,15 +60,29 @@ pub(super) struct Blame {
 impl Blame {
     fn beyond_usual(mut self, found: &Unusual, hop: &RequestRecord) -> Self {
         self.why = match (&self.cause, &self.service) {
-            (None, Some(name)) if !self.under_way => {
+            (None, Some(name)) if !hop.under_way => {
                 self.who = found.piece().map_or(self.who, |(piece, _)| piece.who());
                 found.told(name, hop)
             }
+            _ if hop.under_way => self.why + &usually(found.usual_ns),
             _ => format!("{}, usually {} ms", self.why, ms(found.usual_ns)),
         };
-        self.took_ms = Some(millis(found.took_ns));
-        self.usual_ms = Some(millis(found.usual_ns));
-        self
+        self.times(found.took_ns, found.usual_ns)
+    }
+
+    /// Whoever is waited for longer than such calls ordinarily take is not merely waited for.
+    fn or_beyond_usual(mut self, hop: &Observed) -> Self {
+        match record(hop).usual_ns.filter(|usual_ns| lasts_beyond(hop, *usual_ns)) {
+            Some(usual_ns) if self.who != Who::Caller => {
+                self.why += &usually(usual_ns);
+                self.times(record(hop).duration_ns, usual_ns)
+            }
+            _ => self,
+        }
+    }
+
+    fn times(self, took_ns: u64, usual_ns: u64) -> Self {
+        Self { took_ms: Some(millis(took_ns)), usual_ms: Some(millis(usual_ns)), is_fault: true, ..self }
     }
 
     /// The cause, and who wrote it down, are those of the hop that ended it: so say the client's answer and its log. Who was slow
@@ -85,6 +102,10 @@ impl Blame {
     }
 }
 
+fn usually(ns: u64) -> String {
+    format!("; such calls usually take {} ms", ms(ns))
+}
+
 fn said(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
@@ -101,45 +122,56 @@ pub(super) fn cause_of(record: &RequestRecord) -> Option<Cause> {
 /// Finds it; none of a request that went well and was not slow.
 pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
     let way = Way { hops, parents };
-    find(hops, parents).map(|mut found| {
+    let root = root(way)?;
+    find(way, root).map(|mut found| {
         if let Some(call) = under_way::hangs_on(way, found.at) {
             found.why += &format!("; {call}");
         }
+        found.why += under_way::made_for(way, root);
+        found.under_way |= is_under_way(&hops[root]);
         found.ended(way)
     })
 }
 
-fn find(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
-    let start = |at: usize| record(&hops[at]).start_unix_ns;
-    let way = Way { hops, parents };
+/// Where the request began, as far as that is told: of several such hops one that has failed.
+fn root(way: Way<'_>) -> Option<usize> {
     // What becomes of it is nobody's fault.
-    let is_superfluous = |at: &usize| way.is_superfluous(*at);
-    let roots = (0..hops.len()).filter(|at| parents[*at].is_none() && !is_superfluous(at));
-    let mut at = roots.min_by_key(|at| (!failed(&hops[*at]), start(*at)))?;
-    let root = at;
+    let is_root = |at: &usize| way.parents[*at].is_none() && !way.is_superfluous(*at);
+    let roots = (0..way.hops.len()).filter(is_root);
+    roots.min_by_key(|at| (!failed(&way.hops[*at]), way.is(*at).start_unix_ns))
+}
+
+fn find(way: Way<'_>, root: usize) -> Option<Blame> {
+    let Way { hops, parents } = way;
+    let start = |at: usize| way.is(at).start_unix_ns;
+    let mut at = root;
     let mut may_be_usual = true;
     // A quick hop below a slow one is kept for its sake: that it is not slow itself says nothing of where the time went.
-    let mut was_slow = false;
+    let (mut was_slow, mut has_waited) = (false, false);
     // Parents never form a ring, yet nothing here shall hang on that.
     for _ in 0..hops.len() {
         // It had its answer, and nobody below was to end it sooner.
         if has_lasted(&hops[at]) {
             break;
         }
-        let is_below =
-            |below: &usize| parents[*below] == Some(at) && !is_superfluous(below) && !way.outlasts(*below);
+        let is_below = |below: &usize| {
+            parents[*below] == Some(at) && !way.is_superfluous(*below) && !way.outlasts(*below)
+        };
         let below = || (0..hops.len()).filter(is_below);
         let lasts = is_under_way(&hops[at]);
-        let is_slow = !failed(&hops[at]) && (lasts || record(&hops[at]).kept == "slow");
+        let is_slow = !failed(&hops[at]) && way.is(at).kept == "slow";
         was_slow |= is_slow;
+        has_waited |= lasts;
         // Asked once, of as much as there is: what is unusual of a part may be little of the whole.
-        if may_be_usual && (is_slow || waited(&hops[at])) {
+        if may_be_usual && (is_slow || lasts || waited(&hops[at])) {
             may_be_usual = false;
-            if let Some(found) = way.unusual(at) {
-                return Some(told(hops, parents, found.at).beyond_usual(&found, record(&hops[found.at])));
+            if let Some(found) = way.unusual(at).filter(|found| !is_answered(&hops[found.at])) {
+                return Some(told(way, found.at).beyond_usual(&found, way.is(found.at)));
             }
         }
-        let longest = || longest_of(way, at, &below().collect::<Vec<_>>());
+        // Whoever lasts waits for nobody who has answered it already.
+        let is_waited_for = |below: &usize| !lasts || is_under_way(&hops[*below]);
+        let longest = || longest_of(way, at, &below().filter(is_waited_for).collect::<Vec<_>>());
         // Of calls that were given up since another had failed the other tells why; of those that time was over for, the last.
         let tells = |below: usize| waited(&hops[at]) || !was_cut(&hops[below]);
         let last = |below: &usize| (tells(*below), start(*below));
@@ -160,10 +192,19 @@ fn find(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
             None => break,
         }
     }
-    if !failed(&hops[root]) && !failed(&hops[at]) && !was_slow {
-        return None;
-    }
-    Some(told(hops, parents, at))
+    let is_fault = failed(&hops[root]) || failed(&hops[at]) || was_slow;
+    (is_fault || has_waited).then(|| Blame { is_fault, ..told(way, at) }.or_beyond_usual(&hops[at]))
+}
+
+/// Whether it has neither ended nor been answered when such a request ordinarily has for a while.
+fn lasts_beyond(hop: &Observed, usual_ns: u64) -> bool {
+    let beyond_ns = record(hop).duration_ns.saturating_sub(usual_ns);
+    is_under_way(hop) && !is_answered(hop) && beyond_ns > 0 && beyond_ns >= usual_ns / OF_USUAL
+}
+
+/// Whether it is under way and answered: nobody knows how long such an answer, or tunnel, is to be, whatever others took.
+fn is_answered(hop: &Observed) -> bool {
+    is_under_way(hop) && under_way::has_begun(record(hop))
 }
 
 /// Of those below a hop the one of whose service all calls together have lasted longest, if that was half of its time.
@@ -217,8 +258,8 @@ pub(super) fn waited(hop: &Observed) -> bool {
     })
 }
 
-fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
-    let hop = &hops[at];
+fn told(way: Way<'_>, at: usize) -> Blame {
+    let hop = &way.hops[at];
     let is = record(hop);
     let service = said(&is.service);
     let name = service.as_deref().unwrap_or(&is.host);
@@ -226,7 +267,7 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
     let application = if is.side() == Side::Inbound { "the application of " } else { "" };
     let detail = if is.cause_detail.is_empty() { String::new() } else { format!(" ({})", is.cause_detail) };
     let (who, why) = match cause_of(is) {
-        _ if is.under_way => under_way::told(is, name),
+        _ if is.under_way => under_way::told(hop, name),
         None if is.status >= 500 => (Who::Service, format!("{application}{name} answered {}", is.status)),
         None => match grpc_failure(is) {
             Some((status, word)) => {
@@ -234,7 +275,7 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
             }
             None => where_it_went(hop, &format!("{application}{name}")),
         },
-        Some(_) if is_late(hops, parents, at) => (
+        Some(_) if is_late(way, at) => (
             Who::Service,
             format!(
                 "{application}{name} had not {} after {ms} ms, when its caller gave up",
@@ -265,15 +306,16 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
     let is_its = is.cause.is_empty() && !is_of_caller || who == Who::Service || who == Who::Configuration;
     let service = service.filter(|_| is_its);
     let (proxy, took_ms, usual_ms, under_way) = (String::new(), None, None, is.under_way);
-    let (cause, flag, phase) = (None, None, None);
-    let mut blame = Blame { who, service, proxy, cause, flag, phase, why, took_ms, usual_ms, under_way, at };
+    let (cause, flag, phase, is_fault) = (None, None, None, false);
+    let mut blame =
+        Blame { who, service, proxy, cause, flag, phase, why, took_ms, usual_ms, under_way, is_fault, at };
     blame.by(hop);
     blame
 }
 
 /// Whether its caller did not wait for it any longer.
-fn is_late(hops: &[Observed], parents: &[Option<usize>], at: usize) -> bool {
-    (was_cut(&hops[at]) && parents[at].is_some()) || who_ended(Way { hops, parents }, at).is_some()
+fn is_late(way: Way<'_>, at: usize) -> bool {
+    (was_cut(&way.hops[at]) && way.parents[at].is_some()) || who_ended(way, at).is_some()
 }
 
 /// Of what was only slow: what most of its time was spent on, if it was not the answer.

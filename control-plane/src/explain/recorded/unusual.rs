@@ -19,7 +19,7 @@ use super::waits::{Wait, Way, together, until_head};
 /// What is beyond the usual is the reason if it is at least an eighth of the request's time, and a quarter more than the
 /// usual: times scatter.
 const OF_REQUEST: u64 = 8;
-const OF_USUAL: u64 = 4;
+pub(super) const OF_USUAL: u64 = 4;
 
 /// Where a part of the time was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

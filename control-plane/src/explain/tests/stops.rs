@@ -88,6 +88,9 @@ async fn an_answer_that_is_always_injected_is_what_the_caller_gets() {
     assert_eq!(some["verdict"]["outcome"], "forwarded", "one of a hundred is");
     assert_eq!(some["verdict"]["failingPercent"], 99);
     assert_eq!(some["backends"][0]["verdict"]["failingPercent"], 99);
+    let few = "faultInjection: {abort: {fraction: {numerator: 1, denominator: 1000}, httpStatus: 503}}";
+    let few = told(&[(WEB, few)], &json!([])).await;
+    assert_eq!(few["verdict"]["failingPercent"], 0.1, "one of a thousand does");
     // It comes before the breaker, as with live traffic.
     let policies = [
         (WEB, "faultInjection: {abort: {percent: 100, httpStatus: 418}}"),
@@ -112,12 +115,20 @@ async fn whatever_a_policy_says_of_calls_is_told_in_words() {
         ("checks", "each endpoint is asked by TCP every 4s, as TrafficPolicy shop/trial-0"),
         (
             "retry",
-            "up to 3 more attempts on reset, connect-failure, refused-stream, 5xx, each of at most 1s; 15 % of the requests may be retries",
+            "up to 3 more attempts on reset, connect-failure, refused-stream, 5xx, each of at most 1s; 15 % of the requests may be retries, and 3 a second in any case",
         ),
     ] {
         let told = step(&answer, phase, "noted");
         assert!(told.iter().any(|told| told.starts_with(why)), "{phase}: {told:?}");
     }
+}
+
+#[tokio::test]
+async fn an_ejection_without_rows_and_rates_is_told_as_none() {
+    let none = "outlierDetection: {consecutive5xx: 0, consecutiveGatewayFailure: 0}";
+    let answer = told(&[(WEB, none)], &json!([])).await;
+    let why = step(&answer, "ejection", "noted");
+    assert!(why[0].starts_with("none for calls that fail: no row of them and no rate is set"), "{why:?}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use meshwork_base::{Rng, Tick};
 
 use super::consistent::below_hash;
 use super::slow_start::Shares;
-use super::tiers::{Tiers, WHOLE};
+use super::tiers::WHOLE;
 use super::wishes::{Heeds, Wishes};
 use crate::breaker::CircuitBreaker;
 use crate::endpoint::{Endpoint, EndpointSet, Transport};
@@ -164,24 +164,18 @@ impl<'s> Regard<'s> {
         Self { set, has_room: Cell::new(None), wishes: Cell::new(None), ..self.clone() }
     }
 
-    /// The same for those that are called for alike with this one.
-    pub(crate) fn among_its_own(&self, endpoint: &Endpoint) -> Self {
-        let has = |set: &EndpointSet| set.pickable().iter().any(|one| one.id == endpoint.id);
-        let tiers = self.set.tiers().map_or(&[][..], Tiers::all);
-        self.within(tiers.iter().map(|tier| &tier.set).find(|set| has(set)).unwrap_or(self.set))
-    }
-
     /// The same where who rests is passed by only if `spares`.
     pub(crate) fn sparing(self, spares: bool) -> Self {
         Self { spares, ..self }
     }
 
-    /// Whether everybody here who is in has failed a moment ago, and rests or is on trial for it, or more than once in a row. Who has
-    /// too much to do answers well in between, and what has gone well ends a row and no rest.
+    /// Whether everybody here who is in has failed more than once in a row, or rests or is on trial for a failure and fails much of
+    /// what it gets. Who has too much to do answers well in between, and what has gone well ends a row and no rest; and of what answers
+    /// nearly everything well all may rest at one moment.
     pub(crate) fn all_fail(&self) -> bool {
         let fails = |one: &Endpoint| {
             let load = &one.stats.load;
-            load.is_passed_by(self.now) || load.has_failed_again()
+            load.has_failed_again() || load.is_passed_by(self.now) && load.fails_much()
         };
         self.set.pickable().iter().all(|one| fails(one) || self.is_out(one) || self.is_tripped(one))
     }
@@ -250,18 +244,24 @@ impl<'s> Regard<'s> {
 
     fn wishes(&self) -> Wishes {
         self.wishes.get().unwrap_or_else(|| {
-            let here = || self.set.pickable().iter().filter(|one| self.barred(one) == Barred::No);
-            let weight = |counts: &dyn Fn(&Endpoint) -> bool| -> u64 {
-                here().filter(|one| counts(one)).map(|one| self.own_weight(one)).sum()
-            };
-            let (unwell, asking) = (
-                weight(&|one| one.stats.load.is_unwell(self.now)),
-                weight(&|one| one.stats.load.wants_rest(self.now)),
-            );
-            let wishes = Wishes::of(weight(&|_| true), unwell, asking);
+            let wishes = self.set.wishes.at(self.now, || self.weighs_wishes());
             self.wishes.set(Some(wishes));
             wishes
         })
+    }
+
+    /// One look at each: others change meanwhile what they go by.
+    fn weighs_wishes(&self) -> Wishes {
+        let (mut all, mut unwell, mut asking) = (0, 0, 0);
+        for one in self.set.pickable().iter().filter(|one| self.barred(one) == Barred::No) {
+            let (weight, load) = (self.own_weight(one), &one.stats.load);
+            all += weight;
+            if load.wants_rest(self.now) {
+                asking += weight;
+                unwell += if load.is_unwell(self.now) { weight } else { 0 };
+            }
+        }
+        Wishes::of(all, unwell, asking)
     }
 
     /// What speaks against an endpoint; the least is the best, and nothing is what is wanted.

@@ -10,9 +10,10 @@
 //!
 //! *Nobody is left alone*: where a tier has nobody for a request that is well and untried, the other tiers are asked in
 //! their order. A rest counts for that with peak EWMA, which passes by whoever rests. The other algorithms do not: with them it counts
-//! only in a tier in which everybody rests or has failed more than once in a row, so that within a tier a failure changes nothing, with
-//! localities or without. There an endpoint that comes back from a rest gets one request, and its tier no more before that has gone well.
-//! Rows alone would not do: a tier with too much to do fails most of what it gets, and answers well in between.
+//! only in a tier in which everybody has failed more than once in a row, or rests and fails much of what it gets, so that within a tier a
+//! failure changes nothing, with localities or without. There an endpoint that comes back from a rest gets one request, and its tier no
+//! more before that has gone well. Rows alone would not do: a tier with too much to do fails most of what it gets, and answers well in
+//! between. Nor would rests: those who fail one in two hundred by a time-out all rest for much of the time.
 //!
 //! *Slow is not unwell, and counts too.* Peak EWMA leaves its tier for the next one where an answer there is likely to take
 //! less than half of the time. What the next tier's answers take it knows from what went there; where it has heard nothing

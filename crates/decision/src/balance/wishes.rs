@@ -10,9 +10,20 @@
 //!
 //! *Repeats* heed everybody who asks: they are few by their budget, and better not made where nobody wants them.
 //!
+//! *Of this moment.* How many ask is found out by looking at all, and holds for [`FRESH`]: else most picks among a thousand endpoints of
+//! which some ask would look at the thousand.
+//!
 //! Within a tier. To another one first attempts go by what fails, and not by what is asked for: the next tier may be a small one.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use meshwork_base::Tick;
+
 use crate::invariants;
+
+/// How long what was found out is taken for true.
+const FRESH: Duration = Duration::from_millis(10);
 
 /// Whose wishes a request heeds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,9 +49,6 @@ pub(crate) struct Wishes {
 impl Wishes {
     /// Given what all have that may be called, and of these whoever asks for itself, and whoever asks at all.
     pub(crate) fn of(all: u64, unwell: u64, asking: u64) -> Self {
-        // Sums of what others change meanwhile.
-        let unwell = unwell.min(all);
-        let asking = asking.clamp(unwell, all);
         let heeded = unwell <= all - unwell;
         let left = all - if heeded { unwell } else { 0 };
         let less = asking - if heeded { unwell } else { 0 };
@@ -49,6 +57,26 @@ impl Wishes {
         let wishes = Self { heeded, halved };
         debug_assert_eq!(invariants::wishes(all, (unwell, asking), wishes), Ok(()));
         wishes
+    }
+}
+
+/// What was found out about the endpoints of a set, and until when that holds: in one word, so that both change together. Workers that
+/// find it out at the same time come to the same.
+#[derive(Debug, Default)]
+pub(crate) struct Kept(AtomicU64);
+
+impl Kept {
+    /// What was found out, as long as it holds; else it is found out anew.
+    pub(crate) fn at(&self, now: Tick, finds_out: impl FnOnce() -> Wishes) -> Wishes {
+        let kept = self.0.load(Ordering::Relaxed);
+        if kept >> 2 > now.as_nanos() {
+            return Wishes { heeded: kept & 2 != 0, halved: kept & 1 != 0 };
+        }
+        let found = finds_out();
+        let until = now.after(FRESH).as_nanos();
+        let word = until << 2 | u64::from(found.heeded) << 1 | u64::from(found.halved);
+        self.0.store(word, Ordering::Relaxed);
+        found
     }
 }
 

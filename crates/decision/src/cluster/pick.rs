@@ -93,7 +93,7 @@ impl Cluster {
         let regard = regard.of_retry(wanted.is_retry, wanted.place, &self.limits).heeding(self.heeds(wanted));
         let persistent = wanted.session.and_then(|id| balance::persistent(&regard, id));
         let picked = persistent
-            .or_else(|| self.finds_out(&regard))
+            .or_else(|| self.finds_out(&regard, rng))
             .or_else(|| self.balanced(&regard, wanted.hash, rng));
         if let Some(picked) = picked
             && (self.algorithm == Algorithm::PeakEwma || set.tiers().is_some())
@@ -198,18 +198,27 @@ impl Cluster {
 
     /// One that rests, now and then while requests are sent away before the service: nobody who goes on would be asked to go there
     /// as long as the others have no more to do than they may.
-    fn finds_out<'s>(&self, regard: &Regard<'s>) -> Option<&'s Arc<Endpoint>> {
-        let rests = |one: &&Arc<Endpoint>| one.stats.load.is_resting(regard.now) && regard.keeps(one);
+    fn finds_out<'s>(&self, regard: &Regard<'s>, rng: &mut impl Rng) -> Option<&'s Arc<Endpoint>> {
         let gate = self.shared.gate.get().filter(|_| {
             self.algorithm == Algorithm::PeakEwma && self.overload.is_some() && regard.tried.is_empty()
         })?;
+        let payment = gate.purse().opens(regard.now)?;
         let set = regard.set.tiers().map_or(regard.set, |tiers| &tiers.all()[0].set);
-        let mut resting = set.pickable().iter().filter(rests).peekable();
-        resting.peek()?;
-        let sent_away = gate.sent_away();
-        resting.find(|one| {
-            !one.stats.load.wants_rest(regard.now) && one.stats.load.probes(sent_away, regard.now)
-        })
+        let rests = |one: &Endpoint| {
+            let load = &one.stats.load;
+            load.is_resting(regard.now) && !load.wants_rest(regard.now) && regard.keeps(one)
+        };
+        let from = |one: &Endpoint| one.stats.load.probed_from();
+        let found = balance::choose(set, rng, |one| rests(one) && from(one) <= regard.now);
+        let soonest = || set.pickable().iter().filter(|one| rests(one)).map(|one| from(one)).min();
+        if found.is_none()
+            && let Some(soonest) = soonest()
+        {
+            payment.waits(soonest);
+            return None;
+        }
+        // Where nobody rests too: who begins to has not been sent away for.
+        payment.pays().then_some(found).flatten().inspect(|one| one.stats.load.probes(regard.now))
     }
 
     /// The balancer's choice; within the tier whose turn it is, where there are tiers.

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use meshwork_base::SeededRng;
@@ -136,7 +137,7 @@ fn who_asks_to_be_left_alone_is_while_another_is_there_unless_a_hash_leads_to_it
         let answer = Answer::new(AttemptOutcome::Overloaded, Duration::from_millis(1));
         let asks = Answer { status: 429, push_back: Some(Duration::from_secs(60)), ..answer };
         cluster.record(one, &asks, at(1));
-        let [of_one, of_other] = called(&cluster, at(60));
+        let [of_one, of_other] = called(&cluster, at(59));
         assert_eq!(of_one > 0, algorithm.shape().is_some(), "{algorithm:?}");
         assert!(of_other > 0, "{algorithm:?}");
         // Nobody would be left: they are called as if nobody had asked.
@@ -181,12 +182,12 @@ fn nobody_has_more_than_twice_its_share_since_others_ask_to_be_left_alone() {
     for algorithm in SHARED {
         let cluster = fleet(algorithm, &[1; 10]);
         let set = cluster.endpoints();
-        for asking in 1..=10 {
+        for (asking, now) in (1..=10).zip((3..).map(at)) {
             // Other requests are answered well: nothing but the wish speaks against it.
             [asks(503), well()]
                 .iter()
                 .for_each(|answer| drop(cluster.record(&set.all()[asking - 1], answer, at(1))));
-            let to = thousand(&cluster, at(3));
+            let to = thousand(&cluster, now);
             let told = format!("{algorithm:?}, {asking} ask: {to:?}");
             let (asked, others) = to.split_at(asking);
             assert!(others.iter().all(|calls| *calls < 240), "{told}");
@@ -269,7 +270,7 @@ fn who_is_out_cannot_stand_for_those_who_ask() {
         }
         assert_eq!(thousand(&cluster, at(3))[..2], [0; 2], "{algorithm:?}: two of four are left");
         set.all()[3].stats.standing.eject_until(at(100).as_nanos());
-        let to = thousand(&cluster, at(3));
+        let to = thousand(&cluster, at(4));
         assert!(to[0] > 0 && to[1] > 0 && to[3] == 0, "{algorithm:?}: one of three is, {to:?}");
     }
 }
@@ -291,8 +292,8 @@ fn what_one_that_asks_has_under_way_weighs_twice() {
     assert!(thousand(&cluster, at(62))[0] < 400, "without wishes it beats the third alone");
 }
 
-/// Two endpoints behind a gate of their own, since nobody else has one.
-fn gated(algorithm: Algorithm) -> Arc<Cluster> {
+/// So many endpoints behind a gate of their own, since nobody else has one.
+fn gated(algorithm: Algorithm, endpoints: usize) -> Arc<Cluster> {
     let overload = v1::Overload {
         adaptive_concurrency: Some(v1::overload::AdaptiveConcurrency {
             min_concurrency: 1,
@@ -307,9 +308,10 @@ fn gated(algorithm: Algorithm) -> Arc<Cluster> {
         overload: Some(overload),
         ..Default::default()
     };
+    let endpoints = (1..=endpoints).map(|n| wire_endpoint(&format!("10.0.0.{n}")));
     let changes = [
         service_change(&service("ns/a", &[("", 80)])),
-        slice("ns/a-1", "ns/a", ("", 80), vec![wire_endpoint("10.0.0.1"), wire_endpoint("10.0.0.2")]),
+        slice("ns/a-1", "ns/a", ("", 80), endpoints.collect()),
         policy_change(traffic),
     ];
     Arc::clone(build(&mut SnapshotBuilder::new(), changes).cluster(&key("ns/a", 80)).expect("a cluster"))
@@ -329,7 +331,7 @@ fn sent_away(cluster: &Cluster, count: usize, now: Tick) {
 #[test]
 fn who_rests_is_asked_once_in_a_while_where_the_others_send_requests_away() {
     let at = |millis| Tick::ZERO.after(Duration::from_millis(millis));
-    let cluster = gated(Algorithm::PeakEwma);
+    let cluster = gated(Algorithm::PeakEwma, 2);
     let set = cluster.endpoints();
     let hung = &set.all()[0];
     // It rests for four seconds.
@@ -354,10 +356,53 @@ fn who_rests_is_asked_once_in_a_while_where_the_others_send_requests_away() {
     assert!(asked(at(3_500)) > 300);
 }
 
+/// However many rest, no more requests are risked than those that were sent away are worth.
+#[test]
+fn twenty_that_are_sent_away_pay_for_one_of_all_who_rest() {
+    let at = |millis| Tick::ZERO.after(Duration::from_millis(millis));
+    let cluster = gated(Algorithm::PeakEwma, 10);
+    let set = cluster.endpoints();
+    let hung = &set.all()[..8];
+    for one in hung {
+        drop(cluster.record(one, &Answer::new(AttemptOutcome::Failure, Duration::from_secs(2)), at(1_000)));
+    }
+    let risked = |seed, now| {
+        let mut rng = SeededRng::new(seed);
+        let picked = (0..100).map(|_| cluster.pick(now, &mut rng, &[]).expect("somebody").id);
+        picked.filter(|id| hung.iter().any(|one| one.id == *id)).collect::<Vec<_>>()
+    };
+    let mut asked = BTreeSet::new();
+    for (n, now) in (0..30).map(|n| (n, at(1_100 + 200 * n))) {
+        sent_away(&cluster, 20, now);
+        let risked = risked(n, now);
+        assert_eq!(risked.len(), 1, "{n}");
+        asked.extend(risked);
+    }
+    assert_eq!(asked.len(), hung.len(), "each has its turn");
+    sent_away(&cluster, 200, at(8_000));
+    assert_eq!(risked(30, at(8_000)).len(), 1, "nothing is saved up");
+}
+
+#[test]
+fn who_was_sent_away_before_a_rest_pays_for_nobody_in_it() {
+    let at = |millis| Tick::ZERO.after(Duration::from_millis(millis));
+    let cluster = gated(Algorithm::PeakEwma, 2);
+    let set = cluster.endpoints();
+    sent_away(&cluster, 1_000, at(1_000));
+    assert!(thousand(&cluster, at(1_000))[0] > 300);
+    drop(cluster.record(
+        &set.all()[0],
+        &Answer::new(AttemptOutcome::Failure, Duration::from_secs(1)),
+        at(2_000),
+    ));
+    sent_away(&cluster, 19, at(2_100));
+    assert_eq!(thousand(&cluster, at(2_100))[0], 0);
+}
+
 #[test]
 fn a_repeat_does_not_find_out_who_rests_nor_does_who_has_asked_to_be_left_alone() {
     let now = Tick::ZERO.after(Duration::from_secs(1));
-    let cluster = gated(Algorithm::PeakEwma);
+    let cluster = gated(Algorithm::PeakEwma, 2);
     let set = cluster.endpoints();
     let failure = Answer::new(AttemptOutcome::Failure, Duration::from_secs(1));
     drop(cluster.record(&set.all()[0], &failure, now));
@@ -372,7 +417,7 @@ fn a_repeat_does_not_find_out_who_rests_nor_does_who_has_asked_to_be_left_alone(
 #[test]
 fn what_was_sent_in_one_rest_does_not_end_the_next() {
     let at = |millis| Tick::ZERO.after(Duration::from_millis(millis));
-    let cluster = gated(Algorithm::PeakEwma);
+    let cluster = gated(Algorithm::PeakEwma, 2);
     let set = cluster.endpoints();
     let hung = &set.all()[0];
     let failure = Answer::new(AttemptOutcome::Failure, Duration::from_secs(1));

@@ -1,14 +1,41 @@
 //! Why an endpoint is picked, and the others are not: for people.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Algorithm, Cluster};
-use crate::balance::{self, Regard};
+use crate::balance::{self, Regard, Tier, Tiers};
 use crate::endpoint::{Endpoint, Exclusion};
 use crate::health_check;
 use crate::outlier;
 use crate::reasons::{Outcome, Phase, Reason};
+
+/// A regard for each tier, made once for all endpoints.
+struct OfTiers<'s> {
+    regards: Vec<Regard<'s>>,
+    /// To which of them an endpoint belongs, by its id.
+    places: BTreeMap<u64, usize>,
+}
+
+impl<'s> OfTiers<'s> {
+    fn new(regard: &Regard<'s>) -> Self {
+        let tiers = regard.set.tiers().map_or(&[][..], Tiers::all);
+        let of = |(at, tier): (usize, &Tier)| {
+            let ids: Vec<_> = tier.set.pickable().iter().map(|one| (one.id, at)).collect();
+            ids
+        };
+        Self {
+            regards: tiers.iter().map(|tier| regard.within(&tier.set)).collect(),
+            places: tiers.iter().enumerate().flat_map(of).collect(),
+        }
+    }
+
+    /// None where all are called for alike.
+    fn of(&self, endpoint: &Endpoint) -> Option<&Regard<'s>> {
+        self.places.get(&endpoint.id).map(|at| &self.regards[*at])
+    }
+}
 
 impl Cluster {
     /// Why the one that is picked is.
@@ -23,8 +50,13 @@ impl Cluster {
         }
     }
 
-    /// What speaks for and against one that may be picked and was not.
-    fn candidacy(&self, regard: &Regard<'_>, endpoint: &Arc<Endpoint>) -> (Outcome, Cow<'static, str>) {
+    /// What speaks for and against one that may be picked and was not. `own`: the same of those that are called for alike with it.
+    fn candidacy(
+        &self,
+        regard: &Regard<'_>,
+        own: &Regard<'_>,
+        endpoint: &Arc<Endpoint>,
+    ) -> (Outcome, Cow<'static, str>) {
         let skipped = |why: &'static str| (Outcome::Skipped, why.into());
         if regard.is_tripped(endpoint) {
             skipped("its circuit breaker is open")
@@ -40,14 +72,14 @@ impl Cluster {
             skipped("this proxy calls a part of the endpoints, of which it is none")
         } else if regard.tried.contains(&endpoint.id) {
             skipped("it was tried before")
-        } else if regard.among_its_own(endpoint).is_left_alone(endpoint) {
+        } else if own.is_left_alone(endpoint) {
             skipped("it has asked to be left alone for a while")
         } else if self.algorithm == Algorithm::PeakEwma && endpoint.stats.load.is_resting(regard.now) {
             skipped("it rests after a failure")
         } else if regard.begun(endpoint) < balance::WHOLE {
             let percent = regard.begun(endpoint).div_ceil(10);
             (Outcome::Noted, format!("a candidate that has just begun: {percent} % of its weight").into())
-        } else if regard.among_its_own(endpoint).is_halved(endpoint) {
+        } else if own.is_halved(endpoint) {
             let why = "a candidate for half of its weight: it has asked to be left alone, and the others cannot do all its work";
             (Outcome::Noted, why.into())
         } else {
@@ -69,6 +101,7 @@ impl Cluster {
             why: why.to_owned(),
         };
         let how = self.way(is_persistent);
+        let own = OfTiers::new(regard);
         let standing = |endpoint: &Arc<Endpoint>| {
             let out = || {
                 let checks = health_check::explained(endpoint, picked);
@@ -87,7 +120,7 @@ impl Cluster {
                     (Outcome::Skipped, "its identity is none that may serve this service")
                 }
                 None => {
-                    let (outcome, why) = self.candidacy(regard, endpoint);
+                    let (outcome, why) = self.candidacy(regard, own.of(endpoint).unwrap_or(regard), endpoint);
                     return reason(endpoint.address().to_string(), outcome, &why);
                 }
             };

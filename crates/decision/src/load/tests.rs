@@ -181,6 +181,43 @@ fn who_may_be_silent_behind_its_head_keeps_nobody_waiting_and_ends_no_row() {
 }
 
 #[test]
+fn three_failures_of_five_are_much_and_one_of_six_never_is() {
+    let is_much = |answers: &str| {
+        let load = Load::default();
+        for (answer, millis) in answers.chars().zip((0..).step_by(1_000)) {
+            load.record(&if answer == 'F' { failed(1) } else { answered(10) }, at(millis));
+        }
+        load.fails_much()
+    };
+    assert!(is_much("FWFWF") && is_much("FWWFWWFWWFWWFW") && is_much("FFF"));
+    assert!(!is_much("FWF") && !is_much(&("FWWWWW".repeat(20) + "F")));
+    assert!(!is_much(&("F".repeat(20) + &"W".repeat(11))), "what was is forgotten");
+}
+
+#[test]
+fn a_good_answer_ends_a_row_however_long_ago_the_failures_before_it_were() {
+    let load = Load::default();
+    for millis in (0..10_000).step_by(100) {
+        load.record(&failed(1), at(millis));
+        for well in 1..30 {
+            load.record(&answered(10), at(millis + well));
+            assert!(!load.has_failed());
+        }
+        assert!(!load.failing.is_any(), "it is forgotten");
+    }
+}
+
+#[test]
+fn failures_in_a_rest_count_for_what_it_fails() {
+    let load = Load::default();
+    (0..3).for_each(|_| load.record(&failed(1), at(0)));
+    load.record(&answered(10), at(1));
+    assert!(load.fails_much() && !load.has_failed());
+    load.forget();
+    assert!(!load.fails_much(), "another instance has not failed");
+}
+
+#[test]
 fn failures_of_requests_sent_before_the_rest_change_nothing() {
     let load = Load::default();
     for i in 0..20 {

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::change::Changes;
+use super::purse::Purse;
 use super::{Called, Entry, GateChange, GateView, Limiter, Overload, Priority, Shed};
 
 /// Called once with what becomes of somebody who waits, on whatever thread that turns out.
@@ -38,6 +39,7 @@ pub struct Gate {
     state: Mutex<State>,
     /// There is something to tell.
     has_changed: AtomicBool,
+    purse: Purse,
 }
 
 #[derive(Default)]
@@ -242,9 +244,9 @@ impl Gate {
         self.state.lock().changes.cause(now)
     }
 
-    /// How many were sent away so far.
-    pub(crate) fn sent_away(&self) -> u64 {
-        self.state.lock().limiter.shed().0
+    /// What those who were sent away pay for.
+    pub(crate) const fn purse(&self) -> &Purse {
+        &self.purse
     }
 
     /// That requests begin to be sent away, or that this is over, for log and metric: what has come of it since somebody
@@ -262,6 +264,7 @@ impl Gate {
 
     /// To be called while the state is locked, after whatever may have sent somebody away.
     fn notice(&self, state: &mut State) {
+        self.purse.holds(state.limiter.shed().0);
         if state.has_changed() {
             self.has_changed.store(true, Ordering::Relaxed);
         }

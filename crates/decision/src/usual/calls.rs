@@ -350,5 +350,23 @@ mod tests {
                 prop_assert!(found.abs_diff(sum) <= 1, "{found} of {sum}");
             }
         }
+
+        /// Whatever is under way beside whatever: no more is told than there was a call, and all of it where each has begun after
+        /// those that ended before it.
+        #[test]
+        fn the_time_is_that_in_which_there_was_a_call(calls in prop::collection::vec((1u64..200, 1u64..50), 1..20)) {
+            let table = AppCalls::default();
+            let ours = Family::of("a");
+            let mut calls: Vec<_> = calls.into_iter().map(|(start, took)| (start, start + took)).collect();
+            calls.sort_unstable_by_key(|(_, end)| *end);
+            calls.iter().for_each(|(start, end)| table.ended(ours, at(*start), at(*end)));
+            let found = millis(taken(&table, ours, at(0), at(300)));
+            let busy = (0..300).filter(|now| calls.iter().any(|(start, end)| (start..end).contains(&now))).count() as u64;
+            // Times are told in steps, of which each call has lost two at most.
+            prop_assert!(found <= busy + 2, "{found} of {busy}");
+            if calls.is_sorted_by_key(|(start, _)| *start) {
+                prop_assert!(found + 2 >= busy, "{found} of {busy}");
+            }
+        }
     }
 }

@@ -488,3 +488,29 @@ async fn at_a_port_for_probes_no_request_is_long() {
     tokio::time::sleep(PROBE + PAUSE).await;
     assert!(!is_open(&mut stream).await);
 }
+
+#[tokio::test]
+async fn who_has_read_half_a_mebibyte_is_heard_to_read() {
+    use std::io::{Read as _, Write as _};
+
+    let mut listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut caller = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let io = Accept::accept(&mut listener).await.unwrap().into_std().unwrap();
+    let fill = || while (&io).write(&[0; 16 << 10]).is_ok() {};
+    let takes_more = |within: Timespec| {
+        let mut fds = [PollFd::new(&io, PollFlags::OUT)];
+        poll(&mut fds, Some(&within)).unwrap() > 0
+    };
+    let mut chunk = vec![0; 512 << 10];
+    // The system gives more room to who has read fast.
+    for _ in 0..100 {
+        fill();
+        let count = caller.read(&mut chunk).unwrap();
+        assert!(count > 0);
+    }
+    while takes_more(Timespec { tv_sec: 0, tv_nsec: 200_000_000 }) {
+        fill();
+    }
+    caller.read_exact(&mut chunk).unwrap();
+    assert!(takes_more(Timespec { tv_sec: 10, tv_nsec: 0 }), "half a MiB is read");
+}

@@ -379,6 +379,11 @@ fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> 
                 return None;
             }
             if !drained(&conn, &mut server).await {
+                // There was little time for the rest: who still sends it may not have read what it was answered.
+                if conn.entry.drains() {
+                    conn.entry.enter(Phase::Answered, conn.worker.now());
+                    linger(&conn, &mut server).await;
+                }
                 return None;
             }
         }

@@ -191,6 +191,11 @@ impl H1Server {
             && !self.wire.has_output()
     }
 
+    /// See [`super::Down::awaits_leave`].
+    pub(crate) fn awaits_leave(&self) -> bool {
+        self.expects_leave
+    }
+
     pub(crate) fn send_interim(&mut self, head: &ResponseHead) {
         if self.version == Version::Http11 {
             self.expects_leave &= head.status != 100;

@@ -63,6 +63,11 @@ impl Down<'_> {
         }
     }
 
+    /// Whether the caller has sent nothing of its request's body since it waits for leave to.
+    pub(crate) fn awaits_leave(&self) -> bool {
+        matches!(self, Self::H1(server) if server.awaits_leave())
+    }
+
     /// The connection takes no request behind this one, and its response says so (RFC 9112 section 9.6).
     pub(crate) fn is_last(&mut self) {
         if let Self::H1(server) = self {

@@ -360,8 +360,12 @@ impl Serving<'_> {
         match entry.order() {
             // Only what idles can have idled too long.
             Some(Order::TimedOut(Phase::Idle)) if !idle => entry.disregard(worker.now()),
-            // A caller that does not answer the goodbye is not waited for twice.
-            Some(Order::TimedOut(Phase::Idle)) if self.going_away => return false,
+            // A caller that does not answer the goodbye is not waited for twice, but told which of its requests were taken.
+            Some(Order::TimedOut(Phase::Idle)) if self.ending => return false,
+            Some(Order::TimedOut(Phase::Idle)) if self.going_away => {
+                entry.disregard(worker.now());
+                self.farewell();
+            }
             Some(Order::TimedOut(Phase::Idle)) => {
                 entry.disregard(worker.now());
                 self.go_away();

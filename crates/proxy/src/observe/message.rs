@@ -66,6 +66,8 @@ pub(crate) fn record(place: Place, record: &Record) -> v1::RequestRecord {
         held: Vec::new(),
         under_way: false,
         owed: false,
+        unread: false,
+        open: false,
     }
 }
 

@@ -59,23 +59,54 @@ pub(crate) async fn roll_call(worker: &Rc<Worker>, wanted: &Arc<Wanted>) -> Vec<
     worker.roll.0.borrow_mut().take().map_or_else(Vec::new, |called| called.told)
 }
 
+/// What a request has moved by now, which its record has no word of before it moves no more; and whether its caller keeps it.
+#[derive(Clone, Copy)]
+pub(crate) struct Moves {
+    /// Bytes of its body that have come.
+    pub(crate) received: u64,
+    /// Such as the attempt that runs has got.
+    pub(crate) passed: u64,
+    /// Bytes of the answer's.
+    pub(crate) answered: u64,
+    /// Its caller owes bytes of its body.
+    pub(crate) owed: bool,
+    /// Its caller takes nothing more of the answer.
+    pub(crate) unread: bool,
+    /// Its caller may send more, of a call that may be answered without.
+    pub(crate) open: bool,
+}
+
+impl Moves {
+    /// Of a request of which nothing moves now.
+    pub(crate) fn of(record: &Record) -> Self {
+        let (received, answered) = (record.bytes_received, record.bytes_sent);
+        Self { received, passed: received, answered, owed: false, unread: false, open: false }
+    }
+}
+
 /// How far a request has come.
 pub(crate) struct SoFar {
     pub(crate) lasts: Duration,
     pub(crate) phase: Phase,
-    /// Its caller owes bytes of its body.
-    pub(crate) owed: bool,
+    pub(crate) moves: Moves,
     pub(crate) tried: Vec<Tried>,
     pub(crate) timing: Timing,
 }
 
 /// A request that has not ended, as it is told.
 pub(crate) fn under_way(place: Place, record: &Record, held: &[Held], so_far: &SoFar) -> v1::Observation {
-    let SoFar { lasts, phase, owed, tried, timing } = so_far;
-    let record = Record { text: record.text.shortened(PATH, TEXT), duration: *lasts, ..copied(record) };
+    let SoFar { lasts, phase, moves, tried, timing } = so_far;
+    let record = Record {
+        text: record.text.shortened(PATH, TEXT),
+        duration: *lasts,
+        bytes_received: moves.received,
+        bytes_sent: moves.answered,
+        ..copied(record)
+    };
     let mut observation = told(place, &record, tried, held, timing);
     if let Some(record) = &mut observation.record {
-        (record.under_way, record.owed) = (true, *owed);
+        record.under_way = true;
+        (record.owed, record.unread, record.open) = (moves.owed, moves.unread, moves.open);
         phase.as_str().clone_into(&mut record.phase);
     }
     observation

@@ -40,8 +40,11 @@ use crate::upstream::behind::Noted;
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::{Exchange, Head};
 
-/// So often a request that waits for an endpoint that wants to be left alone looks whether another is there.
+/// So often a request that waits for an endpoint that wants to be left alone looks whether another is there: many may wait, and each
+/// looks at all endpoints.
 const NAP: Duration = Duration::from_millis(50);
+/// So often one looks that has waited for long.
+const LONGEST_NAP: Duration = Duration::from_millis(500);
 
 /// The attempts of one request.
 pub(crate) struct Attempts<'a> {
@@ -222,7 +225,7 @@ impl<'a> Attempts<'a> {
                 }
             };
             journey.pauses();
-            self.prepare(repeat, down, journey, deadlines).await?;
+            self.prepare(repeat, (&head, &*response), down, journey, deadlines).await?;
             body.rewind();
             let count = self.repeats.counted();
             let rest = self.rest(deadlines);
@@ -246,10 +249,11 @@ impl<'a> Attempts<'a> {
         self.endpoint.as_ref()
     }
 
-    /// Gets ready for another attempt, after its back-off.
+    /// Gets ready for another attempt, after its back-off. `answered`: the request, and what calls for that, if it is an answer.
     async fn prepare(
         &mut self,
         repeat: Again,
+        answered: (&Head<'_>, &ResponseHead),
         down: &mut Down<'_>,
         journey: &Journey<'_>,
         deadlines: &mut Deadlines,
@@ -268,10 +272,14 @@ impl<'a> Attempts<'a> {
             }
             Again::Elsewhere { after, spared, permit } => {
                 self.permit = permit;
-                let left = self.spare(spared, down, journey, deadlines).await?;
+                let left = self.spare(spared.unwrap_or_default(), down, journey, deadlines).await?;
                 self.sleep(after, down, journey, deadlines).await?;
                 // Whoever else was there may be no more.
                 self.spare(left.saturating_sub(after), down, journey, deadlines).await?;
+                if spared.is_none() && !self.has_another() {
+                    let (head, response) = answered;
+                    return Err(self.repeats.has_nobody(head.fields, response, journey.is_grpc()));
+                }
             }
             Again::Anywhere { after, waiting } => {
                 self.permit = None;
@@ -293,7 +301,7 @@ impl<'a> Attempts<'a> {
     ) -> Result<Duration, Failure> {
         let mut left = time;
         while !left.is_zero() && !self.has_another() {
-            let nap = left.min(NAP);
+            let nap = left.min(nap(time - left));
             self.sleep(nap, down, journey, deadlines).await?;
             left -= nap;
         }
@@ -364,6 +372,11 @@ impl<'a> Attempts<'a> {
     }
 }
 
+/// How long who has waited for so long waits until it looks again.
+fn nap(waited: Duration) -> Duration {
+    (waited / 4).clamp(NAP, LONGEST_NAP)
+}
+
 /// A response is given up for another attempt.
 fn superseded(exchange: Exchange, body: &RequestBody<'_>, journey: &mut Journey<'_>, now: Tick) {
     journey.superseded(now);
@@ -407,5 +420,24 @@ fn repeated(fields: &Fields, count: Option<u32>, journey: &mut Journey<'_>) -> R
     match numbered {
         Ok(()) => Ok(fields),
         Err(error) => Err(Failure::local(Cause::Internal).because(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_long_looks_less_often_and_never_a_quarter_of_its_time_too_late() {
+        let (mut waited, mut looks) = (Duration::ZERO, 0);
+        while waited < Duration::from_secs(10) {
+            let nap = nap(waited);
+            assert!(
+                nap <= NAP.max(waited / 4) && nap <= Duration::from_millis(500),
+                "{nap:?} after {waited:?}"
+            );
+            (waited, looks) = (waited + nap, looks + 1);
+        }
+        assert!(looks <= 32, "{looks}");
     }
 }

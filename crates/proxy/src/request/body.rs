@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use meshwork_decision::Pass;
 use meshwork_http1::{Fields, RequestHead};
+use meshwork_telemetry::Record;
 
 use super::aside::Sending;
 use super::reply::is_grpc;
@@ -12,6 +13,7 @@ use super::tee::{Tap, Tee};
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::http::stream::{Frame, StreamError};
+use crate::recorder::Moves;
 use crate::upstream::Exchange;
 
 /// Of a body so much is kept for another attempt; a longer one is sent once.
@@ -142,6 +144,25 @@ impl<'c> RequestBody<'c> {
             return self.received;
         }
         self.kept[..self.sent as usize].iter().map(|chunk| chunk.len() as u64).sum()
+    }
+
+    /// How far it has come, before an answer has begun; called when it has been [moved](Self::poll_pump).
+    pub(crate) fn moves(&self, down: &Down<'_>, up: &Exchange) -> Moves {
+        // Who waits for leave to send it waits for whoever gives that.
+        let is_awaited = !self.ended && self.aside.is_none() && up.has_room() && !down.awaits_leave();
+        Moves {
+            received: self.received,
+            passed: self.passed(),
+            answered: 0,
+            owed: is_awaited && self.timed,
+            unread: false,
+            open: is_awaited && !self.timed,
+        }
+    }
+
+    /// The same where an answer has begun. `unread`: its caller takes nothing more of that.
+    pub(crate) fn moves_back(&self, record: &Record, unread: bool) -> Moves {
+        Moves { received: self.received, passed: self.passed(), unread, ..Moves::of(record) }
     }
 
     /// Moves what there is and what there is room for, then writes it out. Never completes: bodies end when the

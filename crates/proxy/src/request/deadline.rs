@@ -159,6 +159,8 @@ impl Deadlines {
     /// # Errors
     /// It does, and our time is over.
     pub(crate) fn unless_over(&self, answer: &ResponseHead, is_grpc: bool) -> Result<(), Failure> {
+        // To find what a call of gRPC was answered costs a look at all fields.
+        let is_grpc = is_grpc && self.first().is_some();
         let over = if answer::is_time_out(answer, is_grpc) { self.over() } else { None };
         // Of an attempt alone the answer counts: policies name the statuses that are repeated.
         let over = over.filter(|cause| *cause != Cause::PerTryTimeout);

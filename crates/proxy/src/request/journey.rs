@@ -1,6 +1,7 @@
 //! What is known of a request so far, and its one [`Record`], written when the journey ends, however it ends.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +19,11 @@ use super::reply::is_grpc;
 use super::route::Way;
 use super::shape::Shape;
 use super::trace;
-use super::tried::{Attempted, HEDGE_LOST, Held, Known, Tried};
+use super::tried::{Attempted, HEDGE_LOST, Held, Known, Pair, Tried};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::observe::{Sighting, Told};
-use crate::recorder::{self, Class, SoFar};
+use crate::recorder::{self, Class, Moves, SoFar};
 use crate::series::{self, Called};
 use crate::usual::{self, Made};
 
@@ -340,6 +341,18 @@ impl<'c> Journey<'c> {
         self.traced.as_ref().map(|traced| traced.context)
     }
 
+    /// There may be an attempt beside the one that begins: what is told of both until it is clear which of them is the request's.
+    pub(crate) fn hedged(&mut self) -> Rc<Pair> {
+        self.attempted.hedged()
+    }
+
+    /// The first attempt has ended, and the one beside it is waited for.
+    pub(crate) fn pends(&self, outcome: Result<u16, &Failure>, body: &RequestBody<'_>, now: Tick) {
+        let endpoint = self.called.endpoint.as_ref();
+        let known = Known { started: self.started, record: self.record, endpoint };
+        self.attempted.pends(&known, outcome, self.phase, body.passed(), now);
+    }
+
     /// The attempt that runs is given up: one beside it was answered first.
     pub(crate) fn lost(&mut self, body: &RequestBody<'_>, now: Tick) {
         let phase = self.phase;
@@ -351,6 +364,7 @@ impl<'c> Journey<'c> {
 
     /// An attempt that ran beside is over, and is not the request's.
     pub(crate) fn beside(&mut self, tried: Tried, span: Option<(Duration, SpanId)>) {
+        self.attempted.decided();
         self.record.attempts += 1;
         let wall = self.wall();
         if let (Some(traced), Some((start, span))) = (&mut self.traced, span) {
@@ -370,6 +384,7 @@ impl<'c> Journey<'c> {
         began: Tick,
         span: Option<(Duration, SpanId)>,
     ) {
+        self.attempted.decided();
         self.attempted.begin(began);
         self.record.attempts += 1;
         self.record.endpoint = Some(address);
@@ -455,7 +470,7 @@ impl<'c> Journey<'c> {
 impl Journey<'_> {
     /// Tells of the request, which has not ended, if it is one that somebody asks for.
     #[cold]
-    pub(crate) fn tell_under_way(&self) {
+    pub(crate) fn tell_under_way(&self, moves: &Moves) {
         let Self { conn, started, phase, .. } = *self;
         let (worker, record) = (&conn.worker, &*self.record);
         conn.entry.has_told();
@@ -467,8 +482,8 @@ impl Journey<'_> {
         let so_far = SoFar {
             lasts: worker.now().since(started),
             phase,
-            owed: conn.entry.is_owing(),
-            tried: self.attempted.so_far(&known, phase, worker.now()),
+            moves: *moves,
+            tried: self.attempted.so_far(&known, moves, phase, worker.now()),
             timing: usual::timing(conn, record, None, self.called.grpc),
         };
         let held = self.shape.as_deref().map_or(&[][..], |shape| &shape.held);

@@ -23,6 +23,7 @@ use crate::connections::Standing;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Fault};
+use crate::recorder::Moves;
 use crate::upstream::behind::unsent;
 use crate::worker::Worker;
 
@@ -172,7 +173,7 @@ async fn wait(
             }
             // It has been called just now, by another thread perhaps that is about to say so.
         }
-        poll_under_way(cx, journey, down, deadlines).map(Err)
+        poll_under_way(cx, journey, down, deadlines, |record, _| Moves::of(record)).map(Err)
     })
     .await;
     conn.entry.go_on(conn.worker.now());

@@ -72,6 +72,14 @@ pub(crate) async fn fail(
         journey.finish();
         return;
     }
+    // A call of gRPC may say nothing for as long as it likes, its head too: to a proxy of the mesh the end of that is a rule of ours.
+    let is_silent = grpc && failure.fault == Fault::Local && failure.cause == Cause::StreamIdleTimeout;
+    if conn.caller.is_some() && is_silent && !down.head_sent() {
+        journey.record.grpc_status = Some(UNAVAILABLE);
+        down.cancel().await;
+        journey.finish();
+        return;
+    }
     let status = failure.status().filter(|_| !down.head_sent());
     let Some(status) = status else {
         break_off(conn, down, response, journey, failure).await;
@@ -140,14 +148,15 @@ async fn break_off(
     down.break_off().await;
 }
 
-/// Whether it is neither the application that has broken off, or owes so many bytes and is silent, nor a time of the caller's that is over.
-fn is_rule_of_ours(failure: &Failure, response: &ResponseHead) -> bool {
-    let is_held_against = match failure.cause {
-        Cause::DeadlineExceeded => true,
-        Cause::StreamIdleTimeout => matches!(response.body, BodyLength::Known(_)),
+/// Whether a rule of ours has ended it, by which its application did nothing wrong: it may be silent where it owes no number of bytes. What
+/// is none, a limit that is over above all, is held against somebody.
+const fn is_rule_of_ours(failure: &Failure, response: &ResponseHead) -> bool {
+    let is_rule = match failure.cause {
+        Cause::StreamIdleTimeout => !matches!(response.body, BodyLength::Known(_)),
+        Cause::Draining | Cause::MaxStreamDuration | Cause::PeerUnauthenticated | Cause::PeerRevoked => true,
         _ => false,
     };
-    failure.fault == Fault::Local && !is_held_against
+    matches!(failure.fault, Fault::Local) && is_rule
 }
 
 /// Answers with what a policy injects.
@@ -358,6 +367,22 @@ mod tests {
         ] {
             assert_eq!(grpc_message(text), written);
         }
+    }
+
+    #[test]
+    fn a_limit_that_is_over_is_no_rule_of_ours_and_neither_is_what_somebody_has_broken() {
+        let rules = |body| {
+            let mut response = ResponseHead::new();
+            response.body = body;
+            let causes = Cause::ALL.iter().copied();
+            causes.filter(|cause| is_rule_of_ours(&Failure::local(*cause), &response)).collect::<Vec<_>>()
+        };
+        let ends =
+            [Cause::MaxStreamDuration, Cause::PeerUnauthenticated, Cause::PeerRevoked, Cause::Draining];
+        assert_eq!(rules(BodyLength::Known(100)), ends);
+        assert_eq!(rules(BodyLength::Chunked).len(), ends.len() + 1, "silence, too");
+        let response = ResponseHead::new();
+        assert!(!is_rule_of_ours(&Failure::upstream(Cause::Draining, Retry::No), &response));
     }
 
     #[test]

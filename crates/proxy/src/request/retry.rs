@@ -8,7 +8,7 @@ use meshwork_decision::{
     AttemptFailure, AttemptOutcome, Cause, Cluster, Decision, Endpoint, Hedged, Limited, Permit, PushBack,
     RequestFacts, RetryPolicy, StopReason, Transport, Wanted, is_idempotent,
 };
-use meshwork_http1::{KnownName, ResponseHead};
+use meshwork_http1::{Fields, KnownName, ResponseHead};
 use smallvec::SmallVec;
 
 use super::body::RequestBody;
@@ -28,8 +28,8 @@ pub(crate) enum Again {
     /// At once: a kept connection was stale, which says nothing about its endpoint. That is called on a new one.
     SameEndpoint,
     /// Best somewhere else, after this time. `spared`: how long whoever has answered wants to be left alone besides, as long as
-    /// nobody else is there.
-    Elsewhere { after: Duration, spared: Duration, permit: Option<Permit> },
+    /// nobody else is there; `None`: for longer than is waited.
+    Elsewhere { after: Duration, spared: Option<Duration>, permit: Option<Permit> },
     /// Anywhere, after this time: nobody can be reached.
     Anywhere { after: Duration, waiting: Permit },
 }
@@ -40,7 +40,7 @@ pub(crate) struct Called {
     kind: Option<AttemptFailure>,
     facts: RequestFacts<'static>,
     /// See [`Again::Elsewhere`].
-    spared: Duration,
+    spared: Option<Duration>,
 }
 
 /// What an attempt that has ended was part of.
@@ -56,7 +56,7 @@ pub(crate) struct Of<'e, 'b> {
 impl Again {
     /// Elsewhere, after this time and no other.
     const fn elsewhere(after: Duration, permit: Option<Permit>) -> Self {
-        Self::Elsewhere { after, spared: Duration::ZERO, permit }
+        Self::Elsewhere { after, spared: Some(Duration::ZERO), permit }
     }
 }
 
@@ -330,14 +330,14 @@ impl<'a> Repeats<'a> {
             }
             let facts = of.facts();
             let may = unseen && self.may_go_beside(cluster, policy, of.endpoint, &facts);
-            return may.then_some(Called { kind: None, facts, spared: Duration::ZERO });
+            return may.then_some(Called { kind: None, facts, spared: Some(Duration::ZERO) });
         };
         let worker = &self.conn.worker;
         let now = worker.now();
         let said = answer::push_back(response, || worker.shared.clock.wall());
         let of_itself = said.filter(|said| matches!(said, PushBack::Spare(_)));
         // What is longer than it may wait counts while nobody else is there, and then there is no other attempt.
-        let spared = of_itself.and_then(|said| said.wait(of.deadlines.end(), now)).unwrap_or_default();
+        let spared = of_itself.map_or(Some(Duration::ZERO), |said| said.wait(of.deadlines.end(), now));
         // Of whom it was said is not asked.
         let is_moot = of_itself.is_some() && cluster.has_another(&Wanted { tried, ..Wanted::default() }, now);
         let mut facts = RequestFacts { push_back: said.filter(|_| !is_moot), ..of.facts() };
@@ -364,15 +364,22 @@ impl<'a> Repeats<'a> {
         kin::failed_for_good(self.conn, of.head.fields);
     }
 
-    /// A limit or a breaker has sent an attempt away before anybody saw it. If it was a repetition, it has cost nothing; and
-    /// what it was to repeat has failed for good.
-    pub(crate) fn refused(&mut self, of: &Of<'_, '_>) {
+    /// A limit or a breaker has sent an attempt away before anybody saw it, or nobody is left who could. If it was a repetition, it has
+    /// cost nothing; and what it was to repeat has failed for good. `fields`: the request's.
+    pub(crate) fn refused(&mut self, fields: &Fields) {
         if let Some(state) = &mut self.state {
             state.not_made();
         }
         if self.counted().is_some() {
-            kin::failed_for_good(self.conn, of.head.fields);
+            kin::failed_for_good(self.conn, fields);
         }
+    }
+
+    /// The same where whoever has answered is the last who is left, and wants to be left alone for too long.
+    pub(crate) fn has_nobody(&mut self, fields: &Fields, response: &ResponseHead, is_grpc: bool) -> Failure {
+        self.refused(fields);
+        let why = detail(StopReason::PushBack, answer::told(response, is_grpc));
+        Failure::local(Cause::RetriesExhausted).because(why)
     }
 
     /// The second attempt beside the first goes on as the request's, and only its end says what became of it.

@@ -22,6 +22,7 @@ use super::tried::Held;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
+use crate::recorder::Moves;
 
 /// A slowed response comes in pieces of a tenth of a second, and of no more than this.
 const PIECE: u64 = 16 * 1024;
@@ -155,7 +156,7 @@ async fn wait(journey: &Journey<'_>, time: Duration, down: &mut Down<'_>) -> Res
         if sleeping.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        poll_under_way(cx, journey, down, &mut none).map(Err)
+        poll_under_way(cx, journey, down, &mut none, |record, _| Moves::of(record)).map(Err)
     })
     .await;
     conn.entry.go_on(conn.worker.now());

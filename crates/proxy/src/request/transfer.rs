@@ -8,6 +8,7 @@ use std::time::Duration;
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::Cause;
 use meshwork_http1::{BodyLength, Fields, KnownName, ResponseHead};
+use meshwork_telemetry::Record;
 
 use super::answer;
 use super::attempt::Attempts;
@@ -21,6 +22,7 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Fault};
 use crate::http::stream::{Frame, StreamError};
+use crate::recorder::Moves;
 use crate::upstream::Exchange;
 
 /// Whoever takes nothing for so long may find that its endpoint has given up, however long it has read before.
@@ -57,16 +59,17 @@ pub(crate) fn poll_interrupted(
     Poll::Pending
 }
 
-/// The same of a request, of which those hear meanwhile who ask for it.
+/// The same of a request, of which those hear meanwhile who ask for it; how much of it has moved is looked at for them alone.
 pub(crate) fn poll_under_way(
     cx: &mut Context<'_>,
     journey: &Journey<'_>,
     down: &mut Down<'_>,
     deadlines: &mut Deadlines,
+    moves: impl FnOnce(&Record, &Down<'_>) -> Moves,
 ) -> Poll<Failure> {
     let conn = journey.conn();
     if conn.entry.is_asked() {
-        journey.tell_under_way();
+        journey.tell_under_way(&moves(journey.record, down));
     }
     poll_interrupted(cx, conn, down, deadlines)
 }
@@ -125,7 +128,7 @@ pub(crate) async fn until_head(
         if body.has_ended() {
             deadlines.asked();
         }
-        poll_under_way(cx, journey, down, deadlines).map(Err)
+        poll_under_way(cx, journey, down, deadlines, |_, down| body.moves(down, exchange)).map(Err)
     })
     .await
 }
@@ -179,7 +182,9 @@ pub(crate) async fn response(
         }
         passing.reader.turned(is_taken, moved, || conn.worker.now());
         attempts.poll_patience(cx);
-        poll_under_way(cx, journey, down, deadlines).map(Err)
+        let unread = passing.reader.waits.is_some();
+        let moves = |record: &Record, _: &Down<'_>| body.moves_back(record, unread);
+        poll_under_way(cx, journey, down, deadlines, moves).map(Err)
     })
     .await;
     journey.record.bytes_received = body.received;

@@ -1,7 +1,9 @@
 //! What was tried for a request: where, how long each step took, and what came of it. Nothing is allocated before an
 //! attempt has failed or is followed by another.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use meshwork_decision::Endpoint;
 use meshwork_telemetry::{Phase, Protocol, Record};
 
 use crate::error::Failure;
+use crate::recorder::Moves;
 
 /// Why an attempt has no outcome of its own: another one of its request was answered first.
 pub(crate) const HEDGE_LOST: &str = "hedge_lost";
@@ -39,6 +42,12 @@ pub(crate) struct Tried {
     pub(crate) sent: u64,
     /// Bytes of the response's body.
     pub(crate) received: u64,
+}
+
+impl Tried {
+    fn is_over(&self) -> bool {
+        self.status != 0 || !self.cause.is_empty()
+    }
 }
 
 /// What a request has waited for before it was sent to anybody.
@@ -87,6 +96,47 @@ impl Running {
             received: 0,
         }
     }
+
+    fn failed(&self, log: &Known<'_>, failure: &Failure, phase: Phase, sent: u64, now: Tick) -> Tried {
+        let tried = self.over(log, now);
+        Tried {
+            sent: if tried.connect.is_some() { sent } else { 0 },
+            cause: failure.cause.as_str(),
+            detail: failure.detail.clone(),
+            phase,
+            ..tried
+        }
+    }
+}
+
+/// What is told of a hedged request's attempts before it is clear which of them is its own.
+#[derive(Default)]
+pub(crate) struct Pair {
+    /// The first, where it has ended and the second is waited for.
+    first: RefCell<Option<Tried>>,
+    second: RefCell<Option<Tried>>,
+}
+
+impl Pair {
+    /// So far the second has come.
+    pub(crate) fn second(&self, is: Tried) {
+        *self.second.borrow_mut() = Some(is);
+    }
+
+    /// The second has a connection since this moment, made at `born`.
+    pub(crate) fn second_opened(&self, began: Tick, opened: Tick, born: Tick) {
+        if let Some(is) = &mut *self.second.borrow_mut() {
+            is.connect = Some(opened.since(began));
+            is.age = (born < began).then(|| began.since(born));
+        }
+    }
+
+    /// The second, if it has begun; `lasts`: so long their request does.
+    fn second_so_far(&self, lasts: Duration) -> Option<Tried> {
+        let is = self.second.borrow().clone()?;
+        let took = if is.is_over() { is.took } else { lasts.saturating_sub(is.start) };
+        Some(Tried { took, ..is })
+    }
 }
 
 /// What the journey knows of the attempt beside.
@@ -101,6 +151,8 @@ pub(crate) struct Known<'a> {
 pub(crate) struct Attempted {
     over: Vec<Tried>,
     running: Option<Running>,
+    /// There may be another one beside it.
+    pair: Option<Rc<Pair>>,
 }
 
 impl Attempted {
@@ -148,14 +200,34 @@ impl Attempted {
         now: Tick,
     ) {
         let Some(running) = self.running.take() else { return };
-        let tried = running.over(known, now);
-        self.over.push(Tried {
-            sent: if tried.connect.is_some() { sent } else { 0 },
-            cause: failure.cause.as_str(),
-            detail: failure.detail.clone(),
-            phase,
-            ..tried
-        });
+        self.over.push(running.failed(known, failure, phase, sent, now));
+    }
+
+    /// There may be another one beside the first: what is told of both meanwhile.
+    pub(crate) fn hedged(&mut self) -> Rc<Pair> {
+        Rc::clone(self.pair.get_or_insert_default())
+    }
+
+    /// The one that runs has ended, and is the request's if the one beside it ends no better.
+    pub(crate) fn pends(
+        &self,
+        known: &Known<'_>,
+        outcome: Result<u16, &Failure>,
+        phase: Phase,
+        sent: u64,
+        now: Tick,
+    ) {
+        let (Some(running), Some(pair)) = (self.running, &self.pair) else { return };
+        let tried = match outcome {
+            Ok(status) => Running { answered: now, status, ..running }.over(known, now),
+            Err(failure) => running.failed(known, failure, phase, sent, now),
+        };
+        *pair.first.borrow_mut() = Some(tried);
+    }
+
+    /// It is clear which of two is the request's.
+    pub(crate) fn decided(&mut self) {
+        self.pair = None;
     }
 
     /// It is given up, since one beside it was answered.
@@ -172,11 +244,17 @@ impl Attempted {
     }
 
     /// All attempts of a request that has not ended.
-    pub(crate) fn so_far(&self, known: &Known<'_>, phase: Phase, now: Tick) -> Vec<Tried> {
+    pub(crate) fn so_far(&self, known: &Known<'_>, moves: &Moves, phase: Phase, now: Tick) -> Vec<Tried> {
         let mut tried = self.over.clone();
-        if let Some(running) = self.running {
-            tried.push(Tried { received: known.record.bytes_sent, phase, ..running.over(known, now) });
+        let pair = self.pair.as_deref();
+        if let Some(first) = pair.and_then(|pair| pair.first.borrow().clone()) {
+            tried.push(first);
+        } else if let Some(running) = self.running {
+            let is = running.over(known, now);
+            let sent = if is.connect.is_some() { moves.passed } else { 0 };
+            tried.push(Tried { sent, received: moves.answered, phase, ..is });
         }
+        tried.extend(pair.and_then(|pair| pair.second_so_far(now.since(known.started))));
         tried.sort_by_key(|tried| tried.start);
         tried
     }

@@ -21,6 +21,7 @@ use crate::error::{Failure, Retry};
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::stream::{Frame, StreamError};
 use crate::http::upgrade;
+use crate::recorder::Moves;
 use crate::upstream::{Exchange, Head};
 use crate::wire::Wire;
 
@@ -267,7 +268,9 @@ async fn carry(
         caller.rest();
         endpoint.rest();
         if conn.entry.is_asked() {
-            journey.tell_under_way();
+            let is = Moves::of(journey.record);
+            let (received, answered) = (is.received + up.bytes, is.answered + back.bytes);
+            journey.tell_under_way(&Moves { received, passed: received, answered, ..is });
         }
         conn.entry.watch(cx);
         Poll::Pending

@@ -77,7 +77,7 @@ fn what_the_application_beside_us_gets_at_once_is_told_once_somebody_asked() {
 }
 
 /// The service `shop/reviews` with three endpoints, of which each has a breaker.
-fn each_with_a_breaker(mode: v1::circuit_breaker::Mode) -> Arc<Snapshot> {
+pub(crate) fn each_with_a_breaker(mode: v1::circuit_breaker::Mode) -> Arc<Snapshot> {
     let service = v1::Service {
         ports: vec![v1::ServicePort { name: "http".into(), port: 80, ..Default::default() }],
         ..Default::default()
@@ -125,7 +125,7 @@ fn each_with_a_breaker(mode: v1::circuit_breaker::Mode) -> Arc<Snapshot> {
     builder.build()
 }
 
-fn reviews(snapshot: &Snapshot) -> &Arc<Cluster> {
+pub(crate) fn reviews(snapshot: &Snapshot) -> &Arc<Cluster> {
     snapshot.cluster(&ClusterKey::whole("shop/reviews".into(), 80)).expect("it is there")
 }
 

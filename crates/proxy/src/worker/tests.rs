@@ -1,10 +1,13 @@
 use arc_swap::ArcSwap;
 use meshwork_base::ManualClock;
+use meshwork_decision::ForcedState;
+use meshwork_messages::v1::circuit_breaker::Mode;
 use meshwork_telemetry::{AccessLogSink, AccessLogTarget, MetricsRegistry};
 use tokio::task::LocalSet;
 
 use super::*;
 use crate::engine::Settings;
+use crate::standing::tests::{each_with_a_breaker, reviews};
 use crate::{Learnt, MemoryLevel, Mesh, Observer, TlsConfigs, listen};
 
 pub(crate) fn shared(settings: Settings) -> Arc<Shared> {
@@ -102,9 +105,50 @@ async fn what_follows_when_sockets_are_closed_follows_then() {
     }
 }
 
+#[tokio::test]
+async fn where_there_is_no_time_for_those_who_run_there_is_none_for_those_who_wait() {
+    let (commands, receiver) = mpsc::channel(8);
+    let socket = listen::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
+    let address = socket.local_addr().unwrap();
+    let mut caller = std::net::TcpStream::connect(address).unwrap();
+    let ((closes, _closed), (first, replaced), (drained, left)) =
+        (oneshot::channel(), oneshot::channel(), oneshot::channel());
+    for command in [
+        Command::Listen(Place::Inbound(address), socket),
+        Command::StopInbound(closes),
+        Command::DrainInbound(Ending::Finished, first),
+        Command::DrainInbound(Ending::AtOnce, drained),
+    ] {
+        commands.try_send(command).ok().unwrap();
+    }
+    let local = LocalSet::new();
+    let worker = local.spawn_local(run(shared(Settings::default()), bells(), receiver));
+    assert_eq!(local.run_until(left).await, Ok(0));
+    drop(commands);
+    local.run_until(worker).await.unwrap();
+    let read = std::io::Read::read(&mut caller, &mut [0]);
+    assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "it was not let in");
+    assert!(replaced.await.is_err(), "whoever waits for the end of what is cut off waits no longer");
+}
+
 #[test]
 fn a_breaker_that_only_observes_is_not_logged_as_one_that_refuses() {
-    assert_eq!(changed("circuit breaker of a route", true), "circuit breaker of a route changed");
-    let told = changed("circuit breaker", false);
+    let of_route = |does| changed("circuit breaker of a route", does);
+    assert_eq!(of_route(Does::Refuses), "circuit breaker of a route changed");
+    let told = changed("circuit breaker", Does::Observes);
     assert_eq!(told, "circuit breaker would change, and refuses nobody: its policy only observes");
+}
+
+#[test]
+fn what_an_operator_keeps_open_is_not_logged_as_refusing_nobody() {
+    let snapshot = each_with_a_breaker(Mode::Observe);
+    let cluster = reviews(&snapshot);
+    let one = Whose::Endpoint(Arc::clone(cluster), Arc::clone(&cluster.endpoints().all()[0]));
+    let until = Tick::ZERO.after(Duration::from_secs(60));
+    assert!(Does::of(&one, Tick::ZERO) == Does::Observes);
+    cluster.force_breaker([(ForcedState::Open, until)]);
+    assert!(Does::of(&one, Tick::ZERO) == Does::IsForced);
+    assert!(Does::of(&one, until) == Does::Observes, "no longer");
+    let told = changed("circuit breaker", Does::IsForced);
+    assert!(told.contains("refuses all since an operator keeps it open"), "{told}");
 }

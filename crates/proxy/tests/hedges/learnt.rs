@@ -73,6 +73,27 @@ pub(crate) async fn recalled(edge: &Edge) -> Vec<v1::Attempt> {
     edge.harness.engine.recall(0, &recall).await.await[0].attempts.clone()
 }
 
+#[tokio::test]
+async fn while_they_run_both_are_told_and_the_first_as_it_has_ended() {
+    let legs = Legs::of(2).await;
+    let edge = edge(AppProtocol::Http1, &legs.addresses, after(50)).await;
+    let mut caller = TcpStream::connect(edge.address).await.unwrap();
+    caller.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: it\r\n\r\n").await.unwrap();
+    legs.both_asked().await;
+    let told = async || {
+        let recall = v1::Recall { request_id: "it".to_owned(), ..Default::default() };
+        let attempts = edge.harness.engine.recall(7, &recall).await.await[0].attempts.clone();
+        let known = |one: &v1::Attempt| (one.status, one.connect_ns.is_some(), one.endpoint.clone());
+        attempts.iter().map(known).collect::<Vec<_>>()
+    };
+    let places = [legs.places(FIRST)[0], legs.places(SECOND)[0]].map(|at| legs.addresses[at].to_string());
+    assert_ne!(places[0], places[1]);
+    let [first, second] = places;
+    assert_eq!(told().await, [(0, true, first.clone()), (0, true, second.clone())]);
+    legs.say_heard(FIRST, BUSY, edge.address).await;
+    assert_eq!(told().await, [(503, true, first), (0, true, second)], "the second is waited for");
+}
+
 /// Both attempts of the request `it` run, and end as they are told to in this order.
 async fn tried(ends: &[(usize, &'static [u8])]) -> Vec<v1::Attempt> {
     let legs = Legs::of(2).await;

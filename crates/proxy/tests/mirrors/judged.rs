@@ -247,3 +247,43 @@ async fn are_copies_judged(pair: Pair) -> Pair {
     }
     pair
 }
+
+/// Nor need a copy of a call of gRPC be answered soon: that its endpoint's proxy tires of it says nothing.
+#[tokio::test]
+async fn a_copy_that_its_endpoint_s_proxy_tires_of_is_held_against_nobody() {
+    let (came, mut comes) = tokio::sync::mpsc::channel(3);
+    let silent = h2_upstream(usize::MAX, move |_, _, mut respond| {
+        let came = came.clone();
+        async move {
+            came.send(()).await.unwrap();
+            _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        }
+    })
+    .await;
+    let plain = Recorder::answering(OK).await;
+    let [mut patient, mut tiring] = [Settings::default(), Settings::default()];
+    patient.timeouts.stream_idle = Duration::from_hours(1_000);
+    tiring.timeouts.stream_idle = Duration::from_secs(60);
+    let mut pair = Pair::with(silent.address, AppProtocol::Grpc, [patient, tiring]).await;
+    let breaking = support::mesh::policy("p", "reviews", v1::policy::Spec::Traffic(breaker()));
+    let services = plain_at("plain", plain.upstream.address);
+    pair.outbound.change(services.into_iter().chain([route_of("plain", "reviews"), breaking])).await;
+    let call =
+        b"GET / HTTP/1.1\r\nHost: plain\r\nContent-Type: application/grpc\r\nConnection: close\r\n\r\n";
+    for _ in 0..3 {
+        assert!(exchange(pair.proxy, call).await.ends_with("original"));
+        comes.recv().await.unwrap();
+    }
+    let time_goes_on = async {
+        loop {
+            pair.mesh.clock.advance(Duration::from_secs(60));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = pair.outbound.wait_metric(OUTCOMES, &["shop/reviews", "failed"], 3) => {}
+        () = time_goes_on => unreachable!("time has no end"),
+    }
+    assert!(pair.inbound.lines(3).await.iter().all(|line| line.contains("stream_idle_timeout")));
+    assert_eq!(pair.outbound.metric("meshwork_circuit_breaker_changes_total", &["\"open\""]), 0);
+}

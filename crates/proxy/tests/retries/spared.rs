@@ -3,6 +3,7 @@
 use super::*;
 
 const LATER: &[u8] = b"HTTP/1.1 503 Later\r\nretry-after: 2\r\ncontent-length: 0\r\n\r\n";
+const MUCH_LATER: &[u8] = b"HTTP/1.1 503 Later\r\nretry-after: 120\r\ncontent-length: 0\r\n\r\n";
 
 #[tokio::test]
 async fn a_request_that_waits_for_the_only_endpoint_goes_to_another_that_comes() {
@@ -29,10 +30,10 @@ fn counted() -> Option<v1::Limits> {
     Some(v1::Limits { max_retries: 10, ..Default::default() })
 }
 
-/// One of two asks for two seconds, and the other leaves while the request is in its back-off. How long it was until the one was
-/// asked again; `None` where the back-off was so short that the other was still there.
-async fn while_the_other_leaves() -> Option<Duration> {
-    let (later, asked) = recovering(LATER).await;
+/// One of two asks for so many seconds, and the other leaves while the request is in its back-off: what became of it, how long it
+/// took, and how often the one was asked. `None` where the back-off was so short that the other was still there.
+async fn while_the_other_leaves(later: &'static [u8]) -> Option<(String, Duration, usize)> {
+    let (later, asked) = recovering(later).await;
     let (other, _) = saying("200 OK").await;
     let mut policy = v1::TrafficPolicy { limits: counted(), ..retry(1) };
     policy.algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
@@ -55,16 +56,30 @@ async fn while_the_other_leaves() -> Option<Duration> {
     }
     harness.change([Change::remove::<v1::EndpointSlice>("default/web-1")]).await;
     let answer = waiting.await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    answer.ends_with("hello").then(|| began.elapsed())
+    let is_of_the_other = answer.starts_with("HTTP/1.1 200") && !answer.ends_with("hello");
+    (!is_of_the_other).then(|| (answer, began.elapsed(), asked.load(Ordering::SeqCst)))
+}
+
+/// The same, as soon as a back-off was long enough.
+async fn when_the_other_has_left(later: &'static [u8]) -> (String, Duration, usize) {
+    for _ in 0..10 {
+        if let Some(became) = while_the_other_leaves(later).await {
+            return became;
+        }
+    }
+    panic!("no back-off was long enough for the other to leave");
 }
 
 #[tokio::test]
 async fn who_asks_to_be_left_alone_is_also_where_the_other_has_left_meanwhile() {
-    for _ in 0..10 {
-        if let Some(took) = while_the_other_leaves().await {
-            return assert!(took >= Duration::from_secs(2), "{took:?}");
-        }
-    }
-    panic!("no back-off was long enough for the other to leave");
+    let (answer, took, asked) = when_the_other_has_left(LATER).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(took >= Duration::from_secs(2) && asked == 2, "{took:?}, {asked}");
+}
+
+#[tokio::test]
+async fn who_asks_to_be_left_alone_for_long_is_not_asked_either_where_the_other_has_left_meanwhile() {
+    let (answer, _, asked) = when_the_other_has_left(MUCH_LATER).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("retries_exhausted\n"), "{answer}");
+    assert_eq!(asked, 1);
 }

@@ -14,8 +14,9 @@ use super::{Hub, Viewer};
 const PROBES: usize = 8;
 /// Bytes of an id by which requests are known.
 const ID: usize = 1024;
-/// Observations that wait for whoever asked.
-const WAITING: usize = 256;
+/// Observations that wait for whoever asked. A proxy may tell 65 at once of one id: what it has kept, what it has under way, and
+/// that this is all.
+const WAITING: usize = 1024;
 
 /// As many probes as may be are armed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -310,11 +310,11 @@ fn in_each_zone_as_many_are_left_alone_as_the_others_of_it_can_stand_for() {
     for of in ALGORITHMS.into_iter().filter(|of| of.shape().is_none()) {
         let world = world(&three_zones(), algorithm(of));
         let own = world.endpoints("z0");
-        for asking in 1..=4 {
+        for (asking, now) in (1..=4).zip((2..).map(at)) {
             drop(world.cluster.record(&own[asking - 1], &asks, at(1)));
             let mut rng = SeededRng::new(11);
             let picked: Vec<_> =
-                (0..400).map(|_| world.cluster.pick(at(2), &mut rng, &[]).expect("one").id).collect();
+                (0..400).map(|_| world.cluster.pick(now, &mut rng, &[]).expect("one").id).collect();
             let count = |one: &Arc<Endpoint>| picked.iter().filter(|id| **id == one.id).count();
             let to: Vec<_> = own.iter().map(count).collect();
             assert_eq!(to.iter().sum::<usize>(), 400, "{of:?}: {asking} ask");
@@ -325,6 +325,38 @@ fn in_each_zone_as_many_are_left_alone_as_the_others_of_it_can_stand_for() {
     }
 }
 
+/// Nobody's wish is told by what others of all zones have asked for.
+#[test]
+fn whose_wish_is_heeded_is_told_by_its_own_zone() {
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+    let asks = Answer { push_back: Some(Duration::from_secs(30)), status: 503, ..well };
+    let world = world(&three_zones(), algorithm(Algorithm::Random));
+    let (own, far) = (world.endpoints("z0"), world.endpoints("z1").remove(0));
+    let told = |now| {
+        let mut told = Explanation::default();
+        world.cluster.pick_explained(now, &mut SeededRng::new(1), &Wanted::default(), &mut told);
+        let of = |one: &Arc<Endpoint>| {
+            let address = one.address().to_string();
+            told.0
+                .iter()
+                .filter(|reason| reason.subject == address)
+                .map(|reason| reason.why.clone())
+                .collect::<String>()
+        };
+        (own.iter().map(of).collect::<Vec<_>>(), of(&far))
+    };
+    own[..2].iter().for_each(|one| drop(world.cluster.record(one, &asks, at(1))));
+    assert!(told(at(2)).0[..2].iter().all(|why| why.contains("has asked to be left alone for a while")));
+    [&own[2], &far].iter().for_each(|one| drop(world.cluster.record(one, &asks, at(2))));
+    let (told, of_far) = told(at(3));
+    assert!(of_far.contains("for a while"), "one of its four: {of_far}");
+    let halved = told[..3].iter().filter(|why| why.contains("half of its weight")).count();
+    assert!(
+        halved >= 2 && !told.iter().any(|why| why.contains("for a while")),
+        "of four three ask: {told:?}"
+    );
+}
+
 /// Each time-out makes an endpoint rest for four seconds, whatever comes after it.
 #[test]
 fn a_zone_with_too_much_to_do_is_left_though_it_answers_well_in_between() {
@@ -333,13 +365,37 @@ fn a_zone_with_too_much_to_do_is_left_though_it_answers_well_in_between() {
         let timed_out = Answer::new(AttemptOutcome::Failure, Duration::from_secs(1));
         let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(900));
         let own = world.endpoints("z0");
-        for one in &own[1..] {
-            [timed_out, well].iter().for_each(|answer| drop(world.cluster.record(one, answer, at(1))));
-        }
+        let fails = |one: &Arc<Endpoint>, now| {
+            let answers = [timed_out, well, timed_out, well, timed_out, well];
+            answers.iter().for_each(|answer| drop(world.cluster.record(one, answer, now)));
+        };
+        own[1..].iter().for_each(|one| fails(one, at(1)));
         assert_eq!(world.share("z0", at(2)), 1_000, "{of:?}: one has not failed");
-        [timed_out, well].iter().for_each(|answer| drop(world.cluster.record(&own[0], answer, at(2))));
+        fails(&own[0], at(2));
         assert_eq!(world.share("z0", at(3)), 0, "{of:?}");
         assert!(world.share("z0", at(6)) > 900, "{of:?}: their rest is over");
+    }
+}
+
+/// A time-out in two hundred answers makes each of few endpoints rest for much of the time, so that all do now and then.
+#[test]
+fn a_zone_that_answers_nearly_everything_well_is_not_left_though_all_of_it_rest() {
+    for of in ALGORITHMS {
+        let world = world(&three_zones(), algorithm(of));
+        let own = world.endpoints("z0");
+        let timed_out = Answer::new(AttemptOutcome::Failure, Duration::from_secs(2));
+        let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(5));
+        for second in [1, 10, 20] {
+            for one in &own {
+                (0..200).for_each(|_| drop(world.cluster.record(one, &well, at(second))));
+                drop(world.cluster.record(one, &timed_out, at(second)));
+                drop(world.cluster.record(one, &well, at(second)));
+                assert!(one.stats.is_resting(at(second + 1)));
+            }
+            // That one passes by whoever rests, whatever else it does.
+            let stays = if of == Algorithm::PeakEwma { 0 } else { 1_000 };
+            assert_eq!(world.share("z0", at(second + 1)), stays, "{of:?}");
+        }
     }
 }
 

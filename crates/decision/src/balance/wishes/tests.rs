@@ -35,6 +35,19 @@ fn who_has_met_a_limit_has_half_of_its_weight_where_others_have_room_for_the_res
     assert_eq!(of(10, 5, 1), (true, false), "the other five have twice their share already");
 }
 
+#[test]
+fn what_was_found_out_holds_for_a_hundredth_of_a_second() {
+    let at = |millis| Tick::ZERO.after(Duration::from_millis(millis));
+    for wishes in [(false, false), (false, true), (true, false), (true, true)] {
+        let wishes = Wishes { heeded: wishes.0, halved: wishes.1 };
+        let kept = Kept::default();
+        assert_eq!(kept.at(at(5), || wishes), wishes);
+        assert_eq!(kept.at(at(14), || panic!("nobody looks again")), wishes);
+        let other = Wishes { heeded: !wishes.heeded, halved: !wishes.halved };
+        assert_eq!(kept.at(at(15), || other), other);
+    }
+}
+
 proptest! {
     #[test]
     fn others_can_do_the_work_of_who_asks(all in 0u64..1 << 40, asking in 0u64..1 << 40, unwell in 0u64..1 << 40) {

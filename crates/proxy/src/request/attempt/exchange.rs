@@ -5,13 +5,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
+use meshwork_base::Clock;
 use meshwork_decision::Cause;
 use meshwork_http1::ResponseHead;
 use meshwork_telemetry::{Phase, Protocol};
 
 use super::Attempts;
 use crate::downstream::Down;
-use crate::error::Failure;
+use crate::error::{Failure, Retry};
+use crate::recorder::Moves;
 use crate::request::body::RequestBody;
 use crate::request::deadline::Deadlines;
 use crate::request::journey::Journey;
@@ -70,6 +72,7 @@ impl Attempts<'_> {
                 if is_time_out(failure.cause) && matches!(self.target, Target::Service { .. }) {
                     exchange.ran_out(self.began, self.conn.worker.now());
                 }
+                let failure = self.unless_by_rule(&exchange, failure);
                 exchange.abort();
                 // Who owes a part of the request keeps its endpoint waiting, and a call of gRPC need not say anything for long.
                 let failure =
@@ -77,6 +80,16 @@ impl Attempts<'_> {
                 Err(held_up(failure, self.behind.get(), &self.spent()))
             }
         }
+    }
+
+    /// A failure that its endpoint's proxy, or the end of its connection's identities, has made says nothing of the endpoint. What a
+    /// proxy has cancelled was silent for long, and nobody asks for the same again.
+    fn unless_by_rule(&self, exchange: &Exchange, failure: Failure) -> Failure {
+        if !exchange.is_ended_by_rule(&failure, self.conn.worker.shared.clock.wall()) {
+            return failure;
+        }
+        let retry = if failure.is_cancelled { Retry::No } else { failure.retry };
+        Failure { is_hasty: true, retry, ..failure }
     }
 
     fn spent(&self) -> Spent {
@@ -188,7 +201,7 @@ impl Attempts<'_> {
                 return Poll::Ready(done);
             }
             self.waited.set(true);
-            transfer::poll_under_way(cx, journey, down, deadlines).map(Err)
+            transfer::poll_under_way(cx, journey, down, deadlines, |record, _| Moves::of(record)).map(Err)
         })
         .await;
         done.inspect_err(|failure| self.conn.worker.connect_failed(failure.cause))

@@ -15,11 +15,13 @@ use std::time::Duration;
 
 use meshwork_decision::{AttemptOutcome, Cause, Hedge, HedgeFacts, Leg, Reply, Verdict, is_idempotent};
 use meshwork_http1::ResponseHead;
+use meshwork_telemetry::Record;
 
 pub(super) use self::second::Second;
 use super::Attempts;
 use crate::downstream::Down;
 use crate::error::{Failure, Fault};
+use crate::recorder::Moves;
 use crate::request::affinity::Affinity;
 use crate::request::body::RequestBody;
 use crate::request::deadline::Deadlines;
@@ -137,11 +139,13 @@ async fn awaited(
 ) -> Result<Exchange, Failure> {
     // The first one's own time has ended with it.
     deadlines.no_attempt();
+    journey.pends(first.as_ref().map(|_| response.status), body, attempts.conn.worker.now());
     let waited = poll_fn(|cx| {
         if let Poll::Ready(good) = second.poll(cx) {
             return Poll::Ready(Ok(good));
         }
-        transfer::poll_under_way(cx, journey, down, deadlines).map(Err)
+        let moves = |record: &Record, _: &Down<'_>| Moves { received: body.received, ..Moves::of(record) };
+        transfer::poll_under_way(cx, journey, down, deadlines, moves).map(Err)
     })
     .await;
     match waited {

@@ -179,7 +179,9 @@ impl Attempts<'_> {
             }
             Err(failure) => match answer::of_break(failure, (late.took, self.behind.took(self.began, now))) {
                 Some(broken) => Some(broken),
-                // A caller who has left, and what is ours, says nothing but what was seen before.
+                // What is ours says nothing: that it was good so far was told, and of a whole call the breaker hears nothing.
+                None if failure.fault == Fault::Local => return self.let_go(),
+                // Who has left says nothing but what was seen before.
                 None if late.stands => None,
                 None if failure.fault == Fault::Downstream && late.flows(now) => {
                     return self.left_in_answer(late, now);

@@ -86,7 +86,7 @@ impl Attempts<'_> {
         let before = self.before.take();
         // What waited for as long as an attempt may is one, and may be followed by another.
         if is_refusal(failure.cause) && failure.retry == Retry::No {
-            self.repeats.refused(of);
+            self.repeats.refused(of.head.fields);
             if let Some(before) = before {
                 return Err(not_repeated(*before, failure.cause));
             }

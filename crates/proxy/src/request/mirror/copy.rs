@@ -381,7 +381,8 @@ impl Carried {
                     // An upstream may answer and close without reading: so it is the response that is asked.
                     let error = sending.err().unwrap_or(error);
                     let stale = exchange.is_stale(self.sent, worker.now());
-                    let failure = Failure::of_upstream(&error, false, stale);
+                    let mut failure = Failure::of_upstream(&error, false, stale);
+                    failure.is_hasty = exchange.is_ended_by_rule(&failure, worker.shared.clock.wall());
                     return Poll::Ready(Err(Lost::Failed(failure)));
                 }
                 Poll::Pending => return Poll::Pending,

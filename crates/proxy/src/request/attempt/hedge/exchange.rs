@@ -14,6 +14,7 @@ use meshwork_http1::{Limits, ResponseHead};
 use crate::error::Failure;
 use crate::proxy_protocol::Written;
 use crate::request::aside::{self, Lost, OwnHead, Sending};
+use crate::request::tried::Pair;
 use crate::upstream::Exchange;
 use crate::upstream::behind::{Behind, Noted};
 use crate::upstream::open::Destination;
@@ -32,6 +33,8 @@ pub(super) struct Answered {
 pub(super) struct Parts {
     pub(super) sending: Sending,
     pub(super) announcement: Option<Box<Written>>,
+    /// What is told of it meanwhile.
+    pub(super) pair: Rc<Pair>,
 }
 
 /// The second attempt's exchange, as far as the head of its response. `heard` is set when its own head is sent.
@@ -43,13 +46,14 @@ pub(super) async fn exchange(
     connect_timeout: Duration,
     (behind, heard): (Rc<Noted>, Rc<Cell<Tick>>),
 ) -> Result<Answered, Failure> {
-    let Parts { mut sending, announcement } = parts;
+    let (began, Parts { mut sending, announcement, pair }) = (worker.now(), parts);
     let announcement = announcement.as_deref().map(|header| &header[..]);
     let to = Destination::of_endpoint(&cluster, &endpoint, connect_timeout, announcement);
     let mut exchange =
         aside::open(&worker, &to, &head.head(), sending.is_done(), Behind::new(&behind)).await?;
     let opened = worker.now();
     heard.set(opened);
+    pair.second_opened(began, opened, exchange.born());
     let mut sent = Some(opened);
     let limits: Limits = worker.shared.settings.limits;
     let mut response = ResponseHead::new();

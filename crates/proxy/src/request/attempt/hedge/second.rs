@@ -25,7 +25,7 @@ use crate::request::body::RequestBody;
 use crate::request::deadline::{self, Deadlines};
 use crate::request::journey::Journey;
 use crate::request::route::Target;
-use crate::request::tried::{HEDGE_LOST, Tried};
+use crate::request::tried::{HEDGE_LOST, Pair, Tried};
 use crate::request::{answer, attempt, retry};
 use crate::timers::Timer;
 use crate::timers::timeout;
@@ -65,6 +65,30 @@ struct Under {
     protocol: Protocol,
 }
 
+impl Under {
+    /// What is written down of it, whose request began at `started`: as it has failed, or as it is now.
+    fn tried(&self, started: Tick, failed: Option<&Failed>, now: Tick) -> Tried {
+        let failure = failed.and_then(|failed| failed.failure.as_ref());
+        let opened = failed.and_then(|failed| failed.opened);
+        Tried {
+            start: self.began.since(started),
+            connect: opened.map(|(opened, _)| opened.since(self.began)),
+            took: failed.map_or(now, |failed| failed.ended).since(self.began),
+            address: self.address,
+            instance: Some(Arc::clone(&self.hedged.endpoint.instance)),
+            spiffe_id: self.hedged.endpoint.spiffe_id().map(|id| Arc::clone(id.shared())),
+            protocol: self.protocol,
+            age: opened.filter(|(_, born)| *born < self.began).map(|(_, born)| self.began.since(born)),
+            status: failed.map_or(0, |failed| failed.status),
+            cause: failure.map_or("", |failure| failure.cause.as_str()),
+            detail: failure.and_then(|failure| failure.detail.clone()),
+            phase: if failure.is_none() { Phase::Response } else { Phase::Request },
+            sent: 0,
+            received: 0,
+        }
+    }
+}
+
 struct Failed {
     status: u16,
     failure: Option<Failure>,
@@ -96,6 +120,9 @@ pub(in crate::request::attempt) struct Second<'a, 'h> {
     reasons: Option<Explanation>,
     /// The request's own place in its trace, where its spans are recorded.
     trace: Option<TraceContext>,
+    /// What is told of it while it runs; its request has begun at this moment.
+    pair: Rc<Pair>,
+    started: Tick,
 }
 
 impl<'a, 'h> Second<'a, 'h> {
@@ -111,9 +138,11 @@ impl<'a, 'h> Second<'a, 'h> {
             unreachable!("only calls of services are hedged")
         };
         let due = hedge.delay().map(|delay| attempts.conn.worker.timers.start(delay));
+        let pair = journey.hedged();
         let parts = due.is_some().then(|| Parts {
             sending: Sending::new(if body.is_empty() { None } else { Some(body.tap()) }),
             announcement: attempt::announced(attempts.conn, cluster),
+            pair: Rc::clone(&pair),
         });
         Self {
             race: Race::default(),
@@ -132,6 +161,8 @@ impl<'a, 'h> Second<'a, 'h> {
             overheard: attempts.overheard,
             reasons: journey.told().is_some().then(Explanation::default),
             trace: journey.trace(),
+            pair,
+            started: journey.started(),
             hedge,
             head,
         }
@@ -188,6 +219,7 @@ impl<'a, 'h> Second<'a, 'h> {
             traced,
             hedged,
         };
+        self.pair.second(under.tried(self.started, None, now));
         let (behind, heard) = (Rc::clone(&under.behind), Rc::clone(&under.heard));
         let endpoint = Arc::clone(&under.hedged.endpoint);
         let exchange = exchange(
@@ -295,6 +327,7 @@ impl<'a, 'h> Second<'a, 'h> {
             }
             Err(failure) => Failed { status: 0, failure: Some(failure), opened: None, ended: now },
         };
+        self.pair.second(under.tried(self.started, Some(&failed), now));
         self.state = State::Failed(under, failed);
         false
     }
@@ -393,31 +426,10 @@ impl<'a, 'h> Second<'a, 'h> {
             }
             self.worker.hedged(&self.cluster, "lost");
         }
-        let ended = failed.as_ref().map_or(now, |failed| failed.ended);
-        let (status, failure) =
-            failed.as_ref().map_or((0, None), |failed| (failed.status, failed.failure.as_ref()));
-        let opened = failed.as_ref().and_then(|failed| failed.opened);
-        let cause = match (&failed, failure) {
-            (None, _) => HEDGE_LOST,
-            (Some(_), Some(failure)) => failure.cause.as_str(),
-            (Some(_), None) => "",
-        };
-        let tried = Tried {
-            start: under.began.since(journey.started()),
-            connect: opened.map(|(opened, _)| opened.since(under.began)),
-            took: ended.since(under.began),
-            address: under.address,
-            instance: Some(Arc::clone(&under.hedged.endpoint.instance)),
-            spiffe_id: under.hedged.endpoint.spiffe_id().map(|id| Arc::clone(id.shared())),
-            protocol: under.protocol,
-            age: opened.filter(|(_, born)| *born < under.began).map(|(_, born)| under.began.since(born)),
-            status,
-            cause,
-            detail: failure.and_then(|failure| failure.detail.clone()),
-            phase: if cause.is_empty() { Phase::Response } else { Phase::Request },
-            sent: 0,
-            received: 0,
-        };
+        let mut tried = under.tried(self.started, failed.as_ref(), now);
+        if failed.is_none() {
+            (tried.cause, tried.phase) = (HEDGE_LOST, Phase::Request);
+        }
         journey.beside(tried, under.traced);
     }
 }
