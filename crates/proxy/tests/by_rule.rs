@@ -16,7 +16,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Ending, Settings};
 use support::h2::{H2Upstream, fetch, h2_client, h2_upstream};
 use support::mesh::{Pair, policy};
-use support::{Harness, is_head, read_until, upstream};
+use support::{Harness, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -320,6 +320,22 @@ async fn an_application_that_says_that_it_drains_has_failed_as_by_any_other_word
     }
     pair.outbound.lines(CALLS).await;
     assert_eq!(opened(&pair.outbound), 1);
+}
+
+#[tokio::test]
+async fn of_one_that_says_nothing_else_there_nothing_is_left() {
+    let up = h2_upstream(usize::MAX, |_, _, mut respond| async move {
+        let mut send = respond.send_response(Response::new(()), false).unwrap();
+        send.send_data(Bytes::from_static(b"a"), false).unwrap();
+        let end = Response::builder().header(DRAINED, "1").body(()).unwrap();
+        send.send_trailers(end.headers().clone()).unwrap();
+    })
+    .await;
+    let mut gateway = Harness::start(Settings::default());
+    gateway.service("web", AppProtocol::Http2, &[up.address]).await;
+    let mut client = h2_client(gateway.route(vec![rule(&[("web", 1)], vec![])]).await).await;
+    let request = Request::get("http://shop/").body(()).unwrap();
+    assert_eq!(fetch(&mut client, request).await, (200, Bytes::from_static(b"a"), None));
 }
 
 #[tokio::test]

@@ -354,6 +354,7 @@ async fn what_cannot_be_done_in_time_is_not_begun() {
     let connections = up.connections.load(Ordering::SeqCst);
     let answer = exchange(address, ask(29).as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 504") && answer.ends_with("deadline_unreachable\n"), "{answer}");
+    assert!(!answer.contains("x-meshwork"), "proxies of the mesh say more to each other: {answer}");
     let line = harness.lines(21).await.remove(20);
     assert!(line.contains("\"DU\"") && line.contains("\"attempts\":0"), "{line}");
     assert_eq!(up.connections.load(Ordering::SeqCst), connections);

@@ -332,6 +332,7 @@ async fn what_a_drain_cuts_off_of_a_call_ends_as_unavailable_so_that_it_is_begun
             (&trailers["grpc-status"], &trailers["grpc-message"]),
             (&"14".parse().unwrap(), &"draining".parse().unwrap())
         );
+        assert!(!trailers.contains_key("x-meshwork-draining"), "proxies say that to each other");
         let line = harness.lines(1).await.remove(0);
         assert!(line.contains("\"grpc_status\":14,") && line.contains("\"draining\""), "{line}");
     }

@@ -82,6 +82,8 @@ pub(crate) struct Attempts<'a> {
     late: Option<Late>,
     /// The endpoint hears this deadline of a caller who is not believed.
     overheard: Option<Duration>,
+    /// It is told that it has so long.
+    told: Option<Duration>,
     /// What the application calls for the sake of this request has no more time than it.
     in_hand: Option<Box<kin::InHand>>,
     /// It is sent however few calls succeed.
@@ -128,6 +130,7 @@ impl<'a> Attempts<'a> {
             by_route: None,
             late: None,
             overheard: None,
+            told: None,
             in_hand: None,
             matters: matters(conn, &target, head),
             is_let_through: false,
@@ -147,10 +150,9 @@ impl<'a> Attempts<'a> {
         deadlines: &Deadlines,
         journey: &Journey<'_>,
     ) -> Result<(), Failure> {
-        self.overheard = deadline::overheard(self.conn, &self.target, fields);
+        self.overheard = deadline::overheard(self.conn, &self.target, fields, journey.is_grpc());
         let Some(rest) = self.rest(deadlines) else { return Ok(()) };
-        deadline::tell(fields, &self.target, rest, journey.is_grpc())?;
-        self.overhears(rest, journey.is_grpc());
+        self.tell_rest(fields, rest, journey.is_grpc())?;
         if let (Target::App { .. }, Some(end)) = (self.target, deadlines.end()) {
             self.in_hand = kin::InHand::begin(self.conn, fields, end);
         }
@@ -159,8 +161,12 @@ impl<'a> Attempts<'a> {
 
     /// What a caller gives who is not believed is not heard where less was told instead: for that limit of ours whoever is called has to
     /// answer.
-    fn overhears(&mut self, rest: Duration, is_grpc: bool) {
-        self.overheard = self.overheard.filter(|given| !is_grpc || *given <= rest);
+    fn tell_rest(&mut self, fields: &mut Fields, rest: Duration, is_grpc: bool) -> Result<(), Failure> {
+        if deadline::tell(fields, &self.target, rest, is_grpc)? {
+            self.overheard = None;
+        }
+        self.told = Some(rest);
+        Ok(())
     }
 
     /// What was asked for is there: it has its own time from now on, and what the application calls later is not for the request.
@@ -199,7 +205,7 @@ impl<'a> Attempts<'a> {
             let now = self.conn.worker.now();
             journey.attempted(outcome.as_ref().map(|_| response.status), body, now);
             let more = outcome.as_ref().is_ok_and(|exchange| !exchange.is_end());
-            self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), now);
+            self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), body, now);
             if outcome.as_ref().is_err_and(|failure| has_left(failure, body)) {
                 self.left(now, now);
             }
@@ -226,8 +232,7 @@ impl<'a> Attempts<'a> {
             if count.is_some() || rest.is_some() || journey.is_traced() {
                 let mut fields = repeated(head.fields, count, journey)?;
                 if let Some(rest) = rest {
-                    deadline::tell(&mut fields, &self.target, rest, journey.is_grpc())?;
-                    self.overhears(rest, journey.is_grpc());
+                    self.tell_rest(&mut fields, rest, journey.is_grpc())?;
                 }
                 again = Some(Box::new(fields));
             }

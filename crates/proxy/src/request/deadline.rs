@@ -243,9 +243,15 @@ fn believes(conn: &Conn, timeouts: &Timeouts) -> bool {
 
 /// The deadline of a caller who is not believed here, where the next hop hears of it. That it is over says nothing about
 /// whoever is called. Nobody knows which of several a server goes by, nor what it makes of one that is written wrongly: it may be no time at all.
-pub(crate) fn overheard(conn: &Conn, target: &Target<'_>, fields: &Fields) -> Option<Duration> {
+pub(crate) fn overheard(
+    conn: &Conn,
+    target: &Target<'_>,
+    fields: &Fields,
+    is_grpc: bool,
+) -> Option<Duration> {
     let grpc = fields.known_all(KnownName::GrpcTimeout).map(read_grpc_timeout);
-    let connect = fields.get_all(CONNECT_TIMEOUT_MS).map(read_connect_timeout);
+    // No server of gRPC reads what is Connect's.
+    let connect = fields.get_all(CONNECT_TIMEOUT_MS).filter(|_| !is_grpc).map(read_connect_timeout);
     let least = grpc.chain(connect).map(Option::unwrap_or_default).min();
     least.filter(|_| !believes(conn, &target.timeouts()))
 }
@@ -318,7 +324,7 @@ fn fastest(target: &Target<'_>, now: Tick) -> Option<Duration> {
     }
 }
 
-/// Tells the next hop what is left.
+/// Tells the next hop what is left. True: it hears nothing else that is gRPC's.
 ///
 /// # Errors
 /// The head has no room.
@@ -327,19 +333,22 @@ pub(crate) fn tell(
     target: &Target<'_>,
     rest: Duration,
     is_grpc: bool,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let internal = |error: FieldError| Failure::local(Cause::Internal).because(error.to_string());
     // A caller who is not believed may yet wait for less time than we would.
     let is_less = |given: &[u8]| read_grpc_timeout(given).is_some_and(|given| given <= rest);
-    if is_grpc && !fields.known(KnownName::GrpcTimeout).is_some_and(is_less) {
-        fields.set_known(KnownName::GrpcTimeout, write_grpc_timeout(rest)).map_err(internal)?;
+    let grpc = KnownName::GrpcTimeout;
+    let goes_on = fields.known(grpc).is_some() && fields.known_all(grpc).all(is_less);
+    let replaces = is_grpc && !goes_on;
+    if replaces {
+        fields.set_known(grpc, write_grpc_timeout(rest)).map_err(internal)?;
     }
     let ours = matches!(target, Target::App { .. }) || target.is_in_mesh();
     let name = KnownName::XEnvoyExpectedRqTimeoutMs;
     if ours || fields.known(name).is_some() {
         fields.set_known(name, rest.as_millis().max(1).to_string()).map_err(internal)?;
     }
-    Ok(())
+    Ok(replaces)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::answer;
 use super::body::RequestBody;
 use super::deadline::{self, Deadlines, TooLate};
 use super::journey::Journey;
+use super::reply;
 use super::route::{self, Seen, Target};
 use super::transfer::poll_under_way;
 use crate::connections::Standing;
@@ -206,8 +207,12 @@ pub(crate) fn answered(
     body: &mut RequestBody<'_>,
     is_grpc: bool,
 ) {
-    if matches!(target, Target::App { .. }) && (response.status >= 500 || is_grpc) {
-        response.fields.remove(LOCAL_OVERLOADED);
+    if response.status >= 500 || is_grpc {
+        // An upstream in the mesh has no caller there, to whom this would go on.
+        reply::forget_unreachable(response);
+        if matches!(target, Target::App { .. }) {
+            response.fields.remove(LOCAL_OVERLOADED);
+        }
     }
     if let Some(pass) = body.pass.take() {
         ended(&conn.worker, *pass, response, is_grpc);

@@ -8,7 +8,7 @@ use meshwork_base::Clock;
 use meshwork_decision::{Abort, Cause, Injection, ResponseFlag};
 use meshwork_http1::{BodyLength, FieldError, Fields, KnownName, RequestHead, ResponseHead};
 
-use super::answer::DEADLINE_EXCEEDED;
+use super::answer::{self, DEADLINE_EXCEEDED};
 use super::deadline::GRACE;
 use super::journey::Journey;
 use super::{overload, shape};
@@ -100,7 +100,9 @@ pub(crate) async fn fail(
     } else {
         text_head(response)
     };
-    let written = written.and_then(|()| overload::mark(conn, failure.cause, response));
+    let written = written
+        .and_then(|()| overload::mark(conn, failure.cause, response))
+        .and_then(|()| mark_unreachable(conn, failure.cause, response));
     answer(conn, down, response, journey, written, if grpc { b"" } else { text.as_bytes() }).await;
 }
 
@@ -183,7 +185,7 @@ fn begin(conn: &Conn, response: &mut ResponseHead, status: u16) {
     response.clear();
     response.status = status;
     let fields = &mut response.fields;
-    fields.push_known(KnownName::Server, OURS).expect("a constant is a field value");
+    fields.push_known(KnownName::Server, "meshwork").expect("a constant is a field value");
     date(conn, fields);
 }
 
@@ -251,17 +253,25 @@ pub(crate) fn forget_drain(trailers: &mut Fields) {
     trailers.remove(DRAINED);
 }
 
-/// Whether it is a proxy that refuses a call of gRPC since it cannot be done in time. An application that passes on what a proxy has told
-/// it says who it is itself, or does not.
-pub(crate) fn is_unreachable(response: &ResponseHead) -> bool {
-    let fields = &response.fields;
-    fields.known(KnownName::GrpcMessage) == Some(Cause::DeadlineUnreachable.as_str().as_bytes())
-        && fields.known(KnownName::GrpcStatus) == Some(DEADLINE_EXCEEDED.to_string().as_bytes())
-        && fields.known(KnownName::Server) == Some(OURS)
+/// By this field a proxy of the mesh says to another one that it has refused a request, since it cannot be done in time. What else its
+/// answer says an application that is a proxy itself passes on.
+const UNREACHABLE: &str = "x-meshwork-deadline-unreachable";
+
+/// Says so to a caller in the mesh.
+fn mark_unreachable(conn: &Conn, cause: Cause, response: &mut ResponseHead) -> Result<(), FieldError> {
+    let is_told = cause == Cause::DeadlineUnreachable && conn.caller.is_some();
+    if is_told { response.fields.push(UNREACHABLE, "1") } else { Ok(()) }
 }
 
-/// What we call ourselves in answers of our own.
-const OURS: &[u8] = b"meshwork";
+/// Whether it is a proxy that has refused a request since it cannot be done in time. Only a proxy of the mesh is believed.
+pub(crate) fn is_unreachable(response: &ResponseHead, is_grpc: bool) -> bool {
+    answer::is_time_out(response, is_grpc) && response.fields.get(UNREACHABLE).is_some()
+}
+
+/// Takes that word out of an answer: an application may have said it, and who is not in the mesh has no use for it.
+pub(crate) fn forget_unreachable(response: &mut ResponseHead) {
+    response.fields.remove(UNREACHABLE);
+}
 
 /// What gRPC's libraries call the `INTERNAL_ERROR` by which a stream is broken off.
 const INTERNAL: u8 = 13;

@@ -394,10 +394,10 @@ fn poll_ready_frame(
         Poll::Ready(Ok(Frame::End(mut trailers))) => {
             if let Some(trailers) = &mut trailers {
                 journey.grpc_status(trailers.known(KnownName::GrpcStatus));
-                journey.was_drained =
-                    reply::is_of_drain(trailers) && hear_of_drain(exchange, trailers, journey);
+                journey.was_drained = reply::is_of_drain(trailers) && hear_of_drain(exchange, trailers);
             }
-            down.end(trailers);
+            // One who has said nothing else there would end by a block without fields, at which some stumble.
+            down.end(trailers.filter(|fields| !fields.is_empty()));
             *ended = true;
             Ok(true)
         }
@@ -411,14 +411,12 @@ fn poll_ready_frame(
     }
 }
 
-/// Whether whoever says that the end of a drain has ended an answer is a proxy of the mesh. It goes on to no other than such.
+/// Whether whoever says that the end of a drain has ended an answer is a proxy of the mesh. It does not go on: an upstream in the mesh
+/// has no caller there.
 #[cold]
-fn hear_of_drain(exchange: &Exchange, trailers: &mut Fields, journey: &Journey<'_>) -> bool {
-    let is_believed = exchange.is_in_mesh();
-    if !is_believed || journey.conn().caller.is_none() {
-        reply::forget_drain(trailers);
-    }
-    is_believed
+fn hear_of_drain(exchange: &Exchange, trailers: &mut Fields) -> bool {
+    reply::forget_drain(trailers);
+    exchange.is_in_mesh()
 }
 
 #[cfg(test)]

@@ -3,12 +3,16 @@
 use super::support::h2::{get, h2_upstream_with};
 use super::*;
 
+/// By this proxies of the mesh say to each other that they refuse what cannot be done in time.
+const UNREACHABLE: &str = "x-meshwork-deadline-unreachable";
+
 /// Every time is over, said by the head or by the trailers.
 async fn always_over() -> H2Upstream {
     h2_upstream(usize::MAX, |number, _, mut respond| async move {
-        // As an application says it that passes on what a proxy has told it.
-        let over = http::Response::builder().header("grpc-status", "4");
-        let over = over.header("grpc-message", "deadline_unreachable").body(()).unwrap();
+        // As a proxy says it, and an application that passes all of that on.
+        let over = http::Response::builder().header("grpc-status", "4").header("server", "meshwork");
+        let over = over.header("grpc-message", "deadline_unreachable").header(UNREACHABLE, "1");
+        let over = over.body(()).unwrap();
         if number % 2 == 0 {
             respond.send_response(over, true).unwrap();
         } else {
@@ -170,17 +174,56 @@ async fn a_stranger_s_time_that_is_longer_than_ours_excuses_nobody() {
     }
 }
 
-/// How often a breaker has opened after three calls whose callers give them this time, and which their endpoint resets for this reason
-/// after so long; `begun`: behind the head of an answer. Two calls before have failed, so that one that had gone well would open it too.
-async fn opened_by(reason: h2::Reason, given: &str, after: Duration, begun: bool) -> u64 {
-    let clock = ManualClock::new();
-    let time = clock.clone();
-    let up = h2_upstream(usize::MAX, move |number, _, mut respond| {
-        let time = time.clone();
+/// Nor does what ours is written over, or what no server of gRPC reads.
+#[tokio::test]
+async fn what_no_endpoint_hears_of_a_stranger_s_time_excuses_nobody() {
+    const OVER: &[u8] = b"HTTP/1.1 200 OK\r\ngrpc-status: 4\r\ncontent-length: 0\r\n\r\n";
+    let limit = v1::Timeouts { request_ms: 60_000, ..Default::default() };
+    for (limit, given, changes) in [
+        (limit, "Grpc-Timeout: 1 n\r\n", 1),
+        (limit, "Grpc-Timeout: 1H\r\nGrpc-Timeout: 1n\r\n", 1),
+        (limit, "Grpc-Timeout: 1n\r\nGrpc-Timeout: 1H\r\n", 1),
+        (limit, "Grpc-Timeout: 2n\r\nGrpc-Timeout: 1n\r\n", 0),
+        (v1::Timeouts::default(), "Connect-Timeout-Ms: 0\r\n", 1),
+    ] {
+        let seen = Arc::new(Mutex::new(String::new()));
+        let noted = Arc::clone(&seen);
+        let up = upstream(move |got| {
+            is_head(got).then(|| {
+                *noted.lock() = String::from_utf8_lossy(got).to_lowercase();
+                OVER.to_vec()
+            })
+        })
+        .await;
+        let (mut harness, address) = gateway(AppProtocol::Http1, up.address, limit).await;
+        let (timeouts, circuit_breaker) = (Some(limit), Some(breaker()));
+        harness.change([on_web(v1::TrafficPolicy { timeouts, circuit_breaker, ..retry(0, &[]) })]).await;
+        let call = format!("{GET}Content-Type: application/grpc\r\n{given}\r\n");
+        for number in 1..=3 {
+            assert!(exchange(address, call.as_bytes()).await.contains("grpc-status: 4"));
+            harness.lines(number).await;
+        }
+        assert_eq!(harness.metric(BREAKER_CHANGES, &OPENED), changes, "{given}");
+        let heard = seen.lock().matches("grpc-timeout: ").count();
+        assert_eq!(heard, if given.starts_with('C') { 0 } else { 2 - changes as usize }, "{given}");
+    }
+}
+
+/// An application that resets calls for this reason after so long; `begun`: behind the head of an answer. Its first two answers are
+/// failures.
+async fn resetting(
+    clock: &Arc<std::sync::OnceLock<ManualClock>>,
+    reason: h2::Reason,
+    after: Duration,
+    begun: bool,
+) -> H2Upstream {
+    let clock = Arc::clone(clock);
+    h2_upstream(usize::MAX, move |number, _, mut respond| {
+        let time = clock.get().unwrap().clone();
         async move {
             if number < 2 {
-                let failed = http::Response::builder().header("grpc-status", "13").body(()).unwrap();
-                respond.send_response(failed, true).unwrap();
+                let failed = http::Response::builder().status(500).header("grpc-status", "13");
+                respond.send_response(failed.body(()).unwrap(), true).unwrap();
                 return;
             }
             if !begun {
@@ -194,19 +237,25 @@ async fn opened_by(reason: h2::Reason, given: &str, after: Duration, begun: bool
             send.send_reset(reason);
         }
     })
-    .await;
-    let mut harness = Harness::at(&clock);
-    harness.service("web", AppProtocol::Grpc, &[up.address]).await;
-    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-    let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..retry(0, &[]) };
-    harness.change([on_web(policy)]).await;
+    .await
+}
+
+const GRPC: (&str, &str) = ("content-type", "application/grpc");
+
+/// How often a breaker has opened after three calls whose callers give them this time. Two before have failed, so that one that had gone
+/// well would open it too.
+async fn opened_by(
+    (harness, address): (&Harness, SocketAddr),
+    (name, value): (&str, &str),
+    (limit, given): (&str, &str),
+) -> u64 {
     let mut client = h2_client(address).await;
-    let call = || Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+    let call = || Request::post("http://reviews/a.B/C").header(name, value);
     for _ in 0..2 {
         fetch(&mut client, call().body(()).unwrap()).await;
     }
     for number in 3..=5 {
-        let call = call().header("grpc-timeout", given).body(()).unwrap();
+        let call = call().header(limit, given).body(()).unwrap();
         let (response, _) = client.send_request(call, true).unwrap();
         if let Ok(response) = response.await {
             let mut body = response.into_body();
@@ -214,7 +263,17 @@ async fn opened_by(reason: h2::Reason, given: &str, after: Duration, begun: bool
         }
         harness.lines(number).await;
     }
-    harness.metric(BREAKER_CHANGES, &OPENED)
+    harness.metric(BREAKER_CHANGES, &["\"open\""])
+}
+
+/// A gateway before this application, whose breaker three failures open.
+async fn before_plain(clock: &ManualClock, app: &H2Upstream) -> (Harness, SocketAddr) {
+    let mut harness = Harness::at(clock);
+    harness.service("web", AppProtocol::Grpc, &[app.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..retry(0, &[]) };
+    harness.change([on_web(policy)]).await;
+    (harness, address)
 }
 
 #[tokio::test]
@@ -229,9 +288,43 @@ async fn what_is_reset_when_a_stranger_s_time_is_over_is_held_against_nobody() {
         for (reason, given, after, opened) in
             [(broken, "1S", 999, 1), (broken, "1S", 1_000, 0)].into_iter().chain(cancels)
         {
-            let got = opened_by(reason, given, Duration::from_millis(after), begun).await;
+            let clock = ManualClock::new();
+            let of = Arc::new(clock.clone().into());
+            let up = resetting(&of, reason, Duration::from_millis(after), begun).await;
+            let (harness, address) = before_plain(&clock, &up).await;
+            let got = opened_by((&harness, address), GRPC, ("grpc-timeout", given)).await;
             assert_eq!(got, opened, "{reason:?} after {after} ms of {given}, {begun}");
         }
+    }
+}
+
+/// Whatever its application says, a proxy of the mesh says that it has broken off.
+#[tokio::test]
+async fn in_the_mesh_the_same_holds_by_whatever_word() {
+    for begun in [true, false] {
+        for (after, opened) in [(0, 1), (874, 1), (875, 0)] {
+            let clock = Arc::default();
+            let up = resetting(&clock, h2::Reason::CANCEL, Duration::from_millis(after), begun).await;
+            let (mut pair, gateway) = before_mesh(&up).await;
+            judged_by_three(&mut pair, v1::Timeouts::default()).await;
+            clock.set(pair.mesh.clock.clone()).unwrap();
+            let got = opened_by((&pair.outbound, gateway), GRPC, ("grpc-timeout", "1S")).await;
+            assert_eq!(got, opened, "after {after} ms, {begun}");
+        }
+    }
+}
+
+/// As what reads a time in HTTP may, too, that ends an answer which has begun.
+#[tokio::test]
+async fn behind_the_head_of_any_answer_the_same_holds() {
+    let (http, limit) = (("content-type", "application/connect+proto"), ("connect-timeout-ms", "500"));
+    for (after, opened) in [(499, 1), (500, 0)] {
+        let clock = ManualClock::new();
+        let of = Arc::new(clock.clone().into());
+        let up = resetting(&of, h2::Reason::INTERNAL_ERROR, Duration::from_millis(after), true).await;
+        let (harness, address) = before_plain(&clock, &up).await;
+        let got = opened_by((&harness, address), http, limit).await;
+        assert_eq!(got, opened, "after {after} ms");
     }
 }
 
@@ -383,16 +476,80 @@ async fn what_the_proxy_of_an_endpoint_refuses_for_a_stranger_s_deadline_says_no
         let refused = call().header("grpc-timeout", "20m").body(()).unwrap();
         let refused = client.send_request(refused, true).unwrap().0.await.unwrap();
         assert_eq!(refused.headers()["grpc-message"], "deadline_unreachable");
+        assert!(!refused.headers().contains_key(UNREACHABLE), "proxies say that to each other");
     }
     assert_eq!(pair.outbound.metric(BREAKER_CHANGES, &IN_MESH), 0, "it has not failed");
     fetch(&mut client, call().header("x-fails", "1").body(()).unwrap()).await;
     pair.outbound.wait_metric(BREAKER_CHANGES, &IN_MESH, 1).await;
 }
 
-/// Three calls take a second of which callers give them no more, and end so; a breaker looks at those that are slow.
+/// A stranger's deadline comes so through the application before it; so does what is left of a time of anybody.
+#[tokio::test]
+async fn nor_does_what_it_refuses_for_a_time_that_the_application_before_it_gives() {
+    let given =
+        [("content-type", "application/grpc", "grpc-timeout", "3S"), ("accept", "*/*", EXPECTED, "3000")];
+    for (name, value, limit, time) in given {
+        let mut pair = Pair::slow_to_another(AppProtocol::Grpc).await;
+        judged_by_three(&mut pair, v1::Timeouts::default()).await;
+        let mut client = h2_client(pair.proxy).await;
+        let call = || Request::post("http://reviews/a.B/C").header(name, value);
+        for failures in 1..=3 {
+            assert_eq!(pair.outbound.metric(BREAKER_CHANGES, &IN_MESH), 0, "{limit}");
+            for _ in 0..3 {
+                let refused = call().header(limit, time).body(()).unwrap();
+                let refused = client.send_request(refused, true).unwrap().0.await.unwrap();
+                assert!(!refused.headers().contains_key(UNREACHABLE), "proxies say that to each other");
+                let is_grpc = refused.headers().get("grpc-status").is_some_and(|code| code == "4");
+                assert!(is_grpc || refused.status() == 504, "{refused:?}");
+            }
+            fetch(&mut client, call().header("x-fails", failures).body(()).unwrap()).await;
+        }
+        pair.outbound.wait_metric(BREAKER_CHANGES, &IN_MESH, 1).await;
+    }
+}
+
+/// Whoever is too slow for it fails each of its calls, and would never be ejected.
+#[tokio::test]
+async fn what_it_refuses_though_it_had_all_of_our_time_has_failed() {
+    let mut pair = Pair::slow_to_another(AppProtocol::Grpc).await;
+    judged_by_three(&mut pair, v1::Timeouts { request_ms: 3_000, ..Default::default() }).await;
+    let mut client = h2_client(pair.proxy).await;
+    for _ in 0..3 {
+        let (status, text, _) = fetch(&mut client, Request::get("http://reviews/").body(()).unwrap()).await;
+        assert_eq!((status, &*text), (504, &b"deadline_unreachable\n"[..]));
+    }
+    pair.outbound.wait_metric(BREAKER_CHANGES, &IN_MESH, 1).await;
+}
+
+/// What takes longer than it has would else be the quickest that there is.
+#[tokio::test]
+async fn who_is_refused_learns_that_it_takes_longer() {
+    let mut pair = Pair::slow_to_another(AppProtocol::Grpc).await;
+    let quick = upstream(|got| is_head(got).then(|| OK.to_vec())).await;
+    let [_, beside] = support::mesh::plain_at("reviews", quick.address);
+    let Change::Upsert { type_url, version, body, .. } = beside else { panic!("it comes") };
+    pair.outbound.change([Change::Upsert { type_url, name: "shop/reviews-2".into(), version, body }]).await;
+    let call = format!("{GET}{EXPECTED}: 3000\r\n\r\n");
+    let mut refused = 0;
+    for _ in 0..40 {
+        refused += usize::from(exchange(pair.proxy, call.as_bytes()).await.starts_with("HTTP/1.1 504"));
+    }
+    assert!(refused <= 10, "{refused}");
+}
+
+/// Three failures open the breaker of who calls.
+async fn judged_by_three(pair: &mut Pair, timeouts: v1::Timeouts) {
+    let (timeouts, circuit_breaker) = (Some(timeouts), Some(breaker()));
+    let policy = v1::TrafficPolicy { timeouts, circuit_breaker, ..retry(0, &[]) };
+    pair.outbound.change([support::mesh::policy("p", "reviews", v1::policy::Spec::Traffic(policy))]).await;
+}
+
+/// Three calls take a second of which callers give them no more, and end so; a breaker looks at those that are slow. Who has not got all
+/// of a call need not be.
 #[tokio::test]
 async fn who_keeps_a_stranger_s_deadline_was_slow() {
-    for resets in [false, true] {
+    for (resets, is_whole, opened) in [(false, true, 1), (true, true, 1), (false, false, 0), (true, false, 0)]
+    {
         let clock = ManualClock::new();
         let time = clock.clone();
         let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
@@ -413,12 +570,15 @@ async fn who_keeps_a_stranger_s_deadline_was_slow() {
         let policy = v1::TrafficPolicy { circuit_breaker: Some(slow), ..retry(0, &[]) };
         harness.change([on_web(policy)]).await;
         let mut client = h2_client(address).await;
-        for _ in 0..3 {
+        for number in 1..=3 {
             let call = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
             let call = call.header("grpc-timeout", "1S").body(()).unwrap();
+            let (response, _owes) = client.send_request(call, is_whole).unwrap();
             // It may be reset.
-            _ = client.send_request(call, true).unwrap().0.await;
+            _ = response.await;
+            harness.lines(number).await;
         }
-        harness.wait_metric(BREAKER_CHANGES, &["default/web", "slow_call_rate"], 1).await;
+        let changes = harness.metric(BREAKER_CHANGES, &["default/web", "slow_call_rate"]);
+        assert_eq!(changes, opened, "{resets} {is_whole}");
     }
 }

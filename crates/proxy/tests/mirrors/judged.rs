@@ -125,6 +125,47 @@ async fn a_copy_that_is_reset_when_a_stranger_s_time_is_over_is_held_against_nob
     }
 }
 
+/// Its end is here a tenth of a second before the time is over that its caller gives it.
+#[tokio::test]
+async fn a_copy_that_has_said_at_once_that_its_time_is_over_has_failed() {
+    let clock = ManualClock::new();
+    let time = clock.clone();
+    let copy = h2_upstream(usize::MAX, move |_, _, mut respond| {
+        let time = time.clone();
+        async move {
+            let head = Response::builder().status(504).body(()).unwrap();
+            let mut send = respond.send_response(head, false).unwrap();
+            sends_more_than_is_held(&mut send).await;
+            time.advance(Duration::from_millis(900));
+            send.send_data(Bytes::new(), true).unwrap();
+        }
+    })
+    .await;
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let harness = Harness::join(settings, Mesh::default(), Arc::new(clock), "gateway");
+    let mut edge =
+        edge_at(harness, AppProtocol::Http2, copy.address, mirrored(vec![mirror("copy", 100)])).await;
+    edge.harness.change([on_copy(breaker())]).await;
+    let mut client = h2_client(edge.address).await;
+    for number in 1..=3 {
+        let call = Request::post("http://shop/a.B/C").header("connect-timeout-ms", "1000");
+        fetch(&mut client, call.body(()).unwrap()).await;
+        edge.ended("failed", number).await;
+    }
+    assert_eq!(edge.harness.metric(CHANGES, &OPENED), 1);
+}
+
+/// So much that some of it must have been read.
+async fn sends_more_than_is_held(send: &mut h2::SendStream<Bytes>) {
+    let mut left = 768 * 1024;
+    while left > 0 {
+        send.reserve_capacity(left);
+        let room = poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
+        send.send_data(vec![b'x'; room].into(), false).unwrap();
+        left -= room;
+    }
+}
+
 /// Begins to answer every call, with more than proxies hold on the way, and never ends.
 async fn endless(begun: Arc<AtomicUsize>) -> H2Upstream {
     h2_upstream(usize::MAX, move |_, _, mut respond| {
@@ -132,13 +173,7 @@ async fn endless(begun: Arc<AtomicUsize>) -> H2Upstream {
         async move {
             let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
             let mut send = respond.send_response(head, false).unwrap();
-            let mut left = 768 * 1024;
-            while left > 0 {
-                send.reserve_capacity(left);
-                let room = poll_fn(|cx| send.poll_capacity(cx)).await.unwrap().unwrap();
-                send.send_data(vec![b'x'; room].into(), false).unwrap();
-                left -= room;
-            }
+            sends_more_than_is_held(&mut send).await;
             begun.fetch_add(1, Ordering::SeqCst);
             _ = poll_fn(|cx| send.poll_reset(cx)).await;
         }
@@ -148,7 +183,10 @@ async fn endless(begun: Arc<AtomicUsize>) -> H2Upstream {
 
 /// A gateway from which copies of all requests go to this application in the mesh.
 async fn copying_into_mesh(app: &H2Upstream, original: &Recorder) -> (Pair, SocketAddr) {
-    let mut pair = Pair::start(app.address, AppProtocol::Grpc).await;
+    copying_into(Pair::start(app.address, AppProtocol::Grpc).await, original).await
+}
+
+async fn copying_into(mut pair: Pair, original: &Recorder) -> (Pair, SocketAddr) {
     let breaker = support::mesh::policy("p", "reviews", v1::policy::Spec::Traffic(breaker()));
     pair.outbound.change(plain_at("plain", original.upstream.address).into_iter().chain([breaker])).await;
     let backend = v1::Backend { service: "shop/plain".into(), port: 80, weight: 1, ..Default::default() };
@@ -179,22 +217,35 @@ async fn copies_that_a_drain_of_their_endpoint_s_proxy_ends_are_held_against_nob
 
 #[tokio::test]
 async fn copies_that_their_endpoint_s_proxy_refuses_for_a_stranger_s_deadline_are_held_against_nobody() {
-    for (server, opened) in [("meshwork", 0), ("app", 1)] {
-        let app = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
-            let refused = Response::builder().header("server", server).header("grpc-status", "4");
-            let refused = refused.header("grpc-message", "deadline_unreachable");
-            respond.send_response(refused.body(()).unwrap(), true).unwrap();
-        })
-        .await;
-        let original = Recorder::answering(OK).await;
-        let (pair, gateway) = copying_into_mesh(&app, &original).await;
-        let mut client = h2_client(gateway).await;
-        for number in 1..=3 {
-            fetch(&mut client, grpc_call().header("grpc-timeout", "1H").body(()).unwrap()).await;
-            pair.outbound.wait_metric(OUTCOMES, &["shop/reviews", "\"failed\""], number).await;
-        }
-        assert_eq!(pair.outbound.metric(CHANGES, &IN_MESH), opened, "{server}");
+    let pair = Pair::slow_to_another(AppProtocol::Grpc).await;
+    let pair = Box::pin(are_copies_judged(pair)).await;
+    assert_eq!(pair.outbound.metric(CHANGES, &IN_MESH), 0);
+}
+
+#[tokio::test]
+async fn and_what_their_application_says_like_that_is() {
+    let app = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+        let refused = Response::builder().header("server", "meshwork").header("grpc-status", "4");
+        let refused = refused.header("grpc-message", "deadline_unreachable");
+        let refused = refused.header("x-meshwork-deadline-unreachable", "1");
+        respond.send_response(refused.body(()).unwrap(), true).unwrap();
+    })
+    .await;
+    let pair = Pair::start(app.address, AppProtocol::Grpc).await;
+    let pair = Box::pin(are_copies_judged(pair)).await;
+    assert_eq!(pair.outbound.metric(CHANGES, &IN_MESH), 1);
+}
+
+/// Three copies of calls of three seconds have failed.
+async fn are_copies_judged(pair: Pair) -> Pair {
+    let original = Recorder::answering(OK).await;
+    let (pair, gateway) = copying_into(pair, &original).await;
+    let mut client = h2_client(gateway).await;
+    for number in 1..=3 {
+        fetch(&mut client, grpc_call().header("grpc-timeout", "3S").body(()).unwrap()).await;
+        pair.outbound.wait_metric(OUTCOMES, &["shop/reviews", "\"failed\""], number).await;
     }
+    pair
 }
 
 /// Nor need a copy of a call of gRPC be answered soon: that its endpoint's proxy tires of it says nothing.

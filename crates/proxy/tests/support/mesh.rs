@@ -1,17 +1,20 @@
 //! A mesh in this process: an authority, workloads by name, proxies on both sides of a call.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use http::{Request, Response};
 use meshwork_base::{Clock, ManualClock, SpiffeId, TrustDomain};
 use meshwork_decision::Change;
 use meshwork_identity::{Authority, Bundle, DEFAULT_SVID_TTL, Identity, PendingSvid, Svid};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Mesh, OnDemand, Settings, Side};
+use tokio::sync::Barrier;
 
 use super::Harness;
+use super::h2::{H2Upstream, h2_client, h2_upstream};
 
 /// One trust domain. Its clock moves when told to.
 pub struct TestMesh {
@@ -63,6 +66,16 @@ impl TestMesh {
             denied: denied.collect(),
         };
         Change::upsert(self.authority.trust_domain().as_str(), &sequence.to_string(), &message)
+    }
+
+    /// Another workload, and where it calls `reviews` whose proxy is at `peer`.
+    pub async fn another_caller(&self, peer: SocketAddr) -> (Harness, SocketAddr) {
+        let mut other = self.proxy(&self.identity("other"), None, Settings::default());
+        other
+            .change([self.bundle(1, &[])].into_iter().chain(service_at("reviews", &self.id("reviews"), peer)))
+            .await;
+        let proxy = other.engine.listen(Side::Outbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        (other, proxy)
     }
 
     /// A proxy with this identity, without listeners.
@@ -216,6 +229,53 @@ impl Pair {
             .await;
         let proxy = outbound.engine.listen(Side::Outbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
         Self { mesh, web, reviews, outbound, inbound, proxy, peer }
+    }
+}
+
+/// So many answers of late are enough to know what cannot be done sooner.
+const KNOWN: usize = 20;
+
+/// An application that answers at once, and badly whoever says `x-fails`; but what another caller asks at the same time it answers
+/// together, four seconds later by this clock.
+pub async fn slow_to_others(clock: &Arc<OnceLock<ManualClock>>) -> H2Upstream {
+    let (clock, together) = (Arc::clone(clock), Arc::new(Barrier::new(KNOWN)));
+    h2_upstream(usize::MAX, move |_, request, mut respond| {
+        let (clock, together) = (Arc::clone(&clock), Arc::clone(&together));
+        async move {
+            if request.headers().contains_key("x-other") {
+                if together.wait().await.is_leader() {
+                    clock.get().unwrap().advance(Duration::from_secs(4));
+                }
+                together.wait().await;
+            }
+            let fails = request.headers().contains_key("x-fails");
+            let (status, code) = if fails { (500, "13") } else { (200, "0") };
+            let answer = Response::builder().status(status).header("grpc-status", code).body(()).unwrap();
+            respond.send_response(answer, true).unwrap();
+        }
+    })
+    .await
+}
+
+impl Pair {
+    /// The application is [`slow_to_others`], and its proxy has learnt it: what gives less than four seconds it refuses. Its caller's
+    /// has heard nothing of that.
+    pub async fn slow_to_another(protocol: AppProtocol) -> Self {
+        let clock = Arc::default();
+        let app = slow_to_others(&clock).await;
+        let pair = Self::start(app.address, protocol).await;
+        clock.set(pair.mesh.clock.clone()).unwrap();
+        let (_other, proxy) = pair.mesh.another_caller(pair.peer).await;
+        let mut client = h2_client(proxy).await;
+        let mut calls = Vec::new();
+        for _ in 0..KNOWN {
+            let call = Request::get("http://reviews/").header("x-other", "1").body(()).unwrap();
+            calls.push(client.send_request(call, true).unwrap().0);
+        }
+        for call in calls {
+            assert_eq!(call.await.unwrap().status(), 200);
+        }
+        pair
     }
 }
 

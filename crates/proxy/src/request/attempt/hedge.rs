@@ -166,7 +166,7 @@ async fn awaited(
             }
             // What the first one's endpoint has answered counts, whoever has left since.
             let (now, is_grpc) = (attempts.conn.worker.now(), journey.is_grpc());
-            attempts.observe(first.as_ref().map(|_| ()), response, (is_grpc, false), now);
+            attempts.observe(first.as_ref().map(|_| ()), response, (is_grpc, false), body, now);
             attempts.let_go();
             attempts.endpoint = None;
             Err(interrupted)
@@ -234,7 +234,7 @@ fn end_first(
 ) {
     let now = attempts.conn.worker.now();
     journey.attempted(first.as_ref().map(|_| response.status), body, now);
-    attempts.observe(first.as_ref().map(|_| ()), response, (journey.is_grpc(), false), now);
+    attempts.observe(first.as_ref().map(|_| ()), response, (journey.is_grpc(), false), body, now);
     if let Ok(exchange) = first {
         journey.superseded(now);
         exchange.abort();

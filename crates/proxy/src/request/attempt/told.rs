@@ -20,6 +20,7 @@ impl Attempts<'_> {
         outcome: Result<(), &Failure>,
         response: &ResponseHead,
         (is_grpc, more): (bool, bool),
+        body: &RequestBody<'_>,
         now: Tick,
     ) {
         let worker = &self.conn.worker;
@@ -36,9 +37,9 @@ impl Attempts<'_> {
         }
         let (Target::Service { cluster, .. }, Some(_)) = (self.target, &self.endpoint) else { return };
         let answer = match outcome {
-            Ok(()) if is_refused(self.overheard, self.endpoint.as_deref(), response) => {
+            Ok(()) if self.is_refused(response, is_grpc) => {
                 cluster.served();
-                return self.let_go();
+                return self.let_go_refused(now);
             }
             Ok(()) if comes_late && !more => {
                 cluster.served();
@@ -59,22 +60,26 @@ impl Attempts<'_> {
                 }
                 answer
             }
-            Err(failure) if self.is_of_overheard(failure, ended) => return self.let_go_late(ended, now),
+            Err(failure) if self.is_of_overheard(failure, ended) => {
+                return self.let_go_late(body, ended, now);
+            }
             Err(failure) => match answer::of_failure(failure, took) {
                 Some(answer) => answer,
                 None => return,
             },
         };
         if self.says_over(&answer, ended) {
-            return self.let_go_late(ended, now);
+            return self.let_go_late(body, ended, now);
         }
         self.tell(&answer, now);
     }
 
     /// What its endpoint has ended for a deadline of whoever is not believed here is no failure. It took as long as it did all the same: who
-    /// hangs, and goes by its own clock, would else be neither slow nor failing.
-    fn let_go_late(&mut self, ended: Tick, now: Tick) {
-        self.left(ended, now);
+    /// hangs, and goes by its own clock, would else be neither slow nor failing. But who owes a part of its request has kept it waiting.
+    fn let_go_late(&mut self, body: &RequestBody<'_>, ended: Tick, now: Tick) {
+        if body.is_passed_on() {
+            self.left(ended, now);
+        }
         self.let_go();
     }
 
@@ -89,10 +94,37 @@ impl Attempts<'_> {
         }
     }
 
+    /// Whether the proxy beside its endpoint has refused it for the time that a caller gives, or that was left. What a limit of ours
+    /// allows in full is the endpoint's to keep: who is too slow for that would else never be judged by those who are refused.
+    fn is_refused(&self, response: &ResponseHead, is_grpc: bool) -> bool {
+        is_refused(self.endpoint.as_deref(), response, is_grpc) && !self.has_our_time()
+    }
+
+    /// Whether its endpoint was told a limit of ours, of which no more than an eighth was spent before.
+    fn has_our_time(&self) -> bool {
+        let ours = self.target.timeouts().request.into_iter().chain(self.attempt_timeout()).min();
+        ours.zip(self.hears()).is_some_and(|(ours, told)| told >= ours - ours / 8)
+    }
+
+    /// So long its endpoint hears that it has.
+    fn hears(&self) -> Option<Duration> {
+        self.overheard.into_iter().chain(self.told).min()
+    }
+
+    /// What cannot be done in time takes longer than that: who refuses at once would else look as quick as it says so.
+    fn let_go_refused(&mut self, now: Tick) {
+        if let (Target::Service { cluster, .. }, Some(endpoint), Some(time)) =
+            (self.target, &self.endpoint, self.hears())
+        {
+            cluster.outlasted(endpoint, time, now);
+        }
+        self.let_go();
+    }
+
     /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here. Behind the head of an answer it says so
     /// by CANCEL; and who breaks off when that time is over was told to.
     pub(super) fn is_of_overheard(&self, failure: &Failure, now: Tick) -> bool {
-        is_of_overheard(self.overheard, failure, now.since(self.heard))
+        is_of_overheard(self.overheard, self.endpoint.as_deref(), failure, now.since(self.heard))
     }
 
     /// Whether its endpoint says that time is over, and perhaps means such a deadline.
@@ -152,27 +184,33 @@ pub(in crate::request) fn says_over(overheard: Option<Duration>, time: Duration)
     overheard.is_some_and(|given| time >= given.saturating_sub(early(given)))
 }
 
-/// Whether the proxy beside an endpoint has refused it, since it cannot be done before such a deadline is over: that it says at once.
+/// Whether the proxy beside an endpoint has refused it, since it cannot be done in the time that it was told: that it says at once.
 pub(in crate::request) fn is_refused(
-    overheard: Option<Duration>,
     endpoint: Option<&Endpoint>,
     response: &ResponseHead,
+    is_grpc: bool,
 ) -> bool {
-    let is_in_mesh = |endpoint: &Endpoint| matches!(endpoint.transport, Transport::Mesh { .. });
-    overheard.is_some() && endpoint.is_some_and(is_in_mesh) && reply::is_unreachable(response)
+    is_in_mesh(endpoint) && reply::is_unreachable(response, is_grpc)
+}
+
+fn is_in_mesh(endpoint: Option<&Endpoint>) -> bool {
+    endpoint.is_some_and(|endpoint| matches!(endpoint.transport, Transport::Mesh { .. }))
 }
 
 /// See [`Attempts::is_of_overheard`]. `time`: since its endpoint has heard it.
 pub(in crate::request) fn is_of_overheard(
     overheard: Option<Duration>,
+    endpoint: Option<&Endpoint>,
     failure: &Failure,
     time: Duration,
 ) -> bool {
     let Some(given) = overheard else { return false };
     let has_heard = failure.fault == Fault::Upstream && failure.retry != Retry::NothingSent;
     // CANCEL is the word for it, which comes a little early from who keeps some of the time for its way back. Sooner it is no more
-    // than any reset: who cancels each call at once would never be judged.
-    let early = if failure.is_cancelled { early(given) } else { Duration::ZERO };
+    // than any reset: who cancels each call at once would never be judged. Whatever the word is by which an application takes its
+    // answer back, the proxy beside it says INTERNAL_ERROR.
+    let is_early = failure.is_cancelled || is_in_mesh(endpoint);
+    let early = if is_early { early(given) } else { Duration::ZERO };
     has_heard && time >= given.saturating_sub(early)
 }
 

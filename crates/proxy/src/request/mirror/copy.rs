@@ -164,11 +164,10 @@ impl Copy {
             Ok(()) => Some(self.answer(&carried, took)),
             Err(lost) => lost.answer(took),
         };
-        let heard = carried.heard.map_or(Duration::ZERO, |heard| now.since(heard));
         let is_excused = |answer: &Answer| {
             carried.was_drained
-                || is_refused(self.overheard, Some(&endpoint), &carried.response)
-                || self.is_of_overheard(&done, answer, heard)
+                || is_refused(Some(&endpoint), &carried.response, self.is_grpc)
+                || self.is_of_overheard(&endpoint, &done, answer, (&carried, now))
         };
         if let Some(answer) = answer.filter(|answer| !is_excused(answer)) {
             if let Some(trial) = trial {
@@ -183,11 +182,25 @@ impl Copy {
         done.map(|()| (carried.response.status, outcome))
     }
 
-    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here, so long after it has heard it.
-    fn is_of_overheard(&self, done: &Result<(), Lost>, answer: &Answer, heard: Duration) -> bool {
+    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here.
+    fn is_of_overheard(
+        &self,
+        endpoint: &Endpoint,
+        done: &Result<(), Lost>,
+        answer: &Answer,
+        (carried, now): (&Carried, Tick),
+    ) -> bool {
+        let since_heard = |then: Tick| carried.heard.map_or(Duration::ZERO, |heard| then.since(heard));
         match done {
-            Err(Lost::Failed(failure)) => is_of_overheard(self.overheard, failure, heard),
-            _ => answer.status == 504 && says_over(self.overheard, heard),
+            Err(Lost::Failed(failure)) => {
+                is_of_overheard(self.overheard, Some(endpoint), failure, since_heard(now))
+            }
+            _ if answer.status != 504 => false,
+            // What only trailers say comes with the end.
+            _ if answer::comes_late(&carried.response, self.is_grpc) => {
+                says_over(self.overheard, since_heard(now))
+            }
+            _ => says_over(self.overheard, since_heard(carried.answered.unwrap_or(now))),
         }
     }
 

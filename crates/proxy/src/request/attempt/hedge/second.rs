@@ -292,10 +292,9 @@ impl<'a, 'h> Second<'a, 'h> {
         }
         let took = under.behind.took(under.began, now);
         let wall = || self.worker.shared.clock.wall();
-        let is_late = self.is_late(&done, now.since(under.heard.get()));
-        let refused = |answered: &Answered| {
-            is_refused(self.overheard, Some(&under.hedged.endpoint), &answered.response)
-        };
+        let is_late = self.is_late(&under, &done, now);
+        let refused =
+            |answered: &Answered| is_refused(Some(&under.hedged.endpoint), &answered.response, self.is_grpc);
         let answer = match &done {
             _ if is_late => None,
             Ok(answered) if refused(answered) => None,
@@ -333,13 +332,14 @@ impl<'a, 'h> Second<'a, 'h> {
         false
     }
 
-    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here, so long after it has heard it.
-    fn is_late(&self, done: &Result<Answered, Failure>, time: Duration) -> bool {
+    /// Whether its endpoint has perhaps ended it for a deadline of whoever is not believed here.
+    fn is_late(&self, under: &Under, done: &Result<Answered, Failure>, now: Tick) -> bool {
+        let time = now.since(under.heard.get());
         match done {
             Ok(answered) => {
                 says_over(self.overheard, time) && answer::is_time_out(&answered.response, self.is_grpc)
             }
-            Err(failure) => is_of_overheard(self.overheard, failure, time),
+            Err(failure) => is_of_overheard(self.overheard, Some(&under.hedged.endpoint), failure, time),
         }
     }
 
