@@ -53,11 +53,11 @@ impl Agreed {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let Some(under_way) = &mut self.0 else { return io.poll_read(cx, buf) };
-        ready!(under_way.poll_read(io, cx, buf))?;
+        let polled = under_way.poll_read(io, cx, buf);
         if under_way.is_over() {
             self.0 = None;
         }
-        Poll::Ready(Ok(()))
+        polled
     }
 }
 
@@ -113,6 +113,10 @@ impl UnderWay {
 
     fn head(&mut self, head: Head) {
         self.frames = self.frames.saturating_add(1);
+        if self.frames == 1 && head.is_agreed() {
+            // It says so first of all, and is heard.
+            self.waits = false;
+        }
         // A block that the peer begins with is an error, which is for `h2` to say.
         if self.frames == 2 {
             self.out.extend_from_slice(&ACK);

@@ -30,6 +30,24 @@ const fn most_of(window: u32) -> u64 {
     window as u64 * 2 / 3
 }
 
+/// What was given on in a while.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given {
+    /// By the stream that has given on most.
+    pub(crate) one: u64,
+    /// By all together.
+    pub(crate) all: u64,
+    /// What would be one stream's part of that, if the connection's window were its own: where many share that, none fills its window.
+    pub(crate) shared: u64,
+}
+
+impl From<u64> for Given {
+    /// By one alone.
+    fn from(one: u64) -> Self {
+        Self { one, all: one, shared: 0 }
+    }
+}
+
 /// What is known of one connection.
 #[derive(Debug)]
 pub(crate) struct Estimate {
@@ -41,13 +59,23 @@ pub(crate) struct Estimate {
     pause: Duration,
     /// Bytes per second of the fastest stream when the window grew last.
     rate: u64,
-    /// The same at the last answer.
-    seen: u64,
+    /// The same of all streams together.
+    rate_of_all: u64,
+    /// The same at the last answer, of one and of all.
+    seen: [u64; 2],
 }
 
 impl Estimate {
     pub(crate) const fn new() -> Self {
-        Self { window: SMALLEST, asked: None, not_before: Tick::ZERO, pause: PAUSE, rate: 0, seen: 0 }
+        Self {
+            window: SMALLEST,
+            asked: None,
+            not_before: Tick::ZERO,
+            pause: PAUSE,
+            rate: 0,
+            rate_of_all: 0,
+            seen: [0; 2],
+        }
     }
 
     pub(super) const fn window(&self) -> u32 {
@@ -55,8 +83,9 @@ impl Estimate {
     }
 
     /// Whether one stream has given on so much that the window may be too small for it.
-    pub(crate) const fn is_enough(&self, given: u64) -> bool {
-        self.asked.is_none() && self.window < LARGEST && given >= most_of(self.window)
+    pub(crate) fn is_enough(&self, given: impl Into<Given>) -> bool {
+        let given = given.into();
+        self.asked.is_none() && self.window < LARGEST && given.one.max(given.shared) >= most_of(self.window)
     }
 
     /// Whether it is time for a PING.
@@ -69,28 +98,36 @@ impl Estimate {
         self.asked = Some(now);
     }
 
-    /// It has been answered. `given`: the most that one stream has given on since. Gives the window that would be right, where that is a
-    /// larger one; the next PING has time, unless the window [grows](Self::grows).
-    pub(crate) fn answered(&mut self, given: u64, now: Tick) -> Option<u32> {
-        let asked = self.asked.take()?;
+    /// It has been answered. `given`: since then. Gives the window that would be right, where that is a larger one; the next PING has time,
+    /// unless the window [grows](Self::grows).
+    pub(crate) fn answered(&mut self, given: impl Into<Given>, now: Tick) -> Option<u32> {
+        let (asked, given) = (self.asked.take()?, given.into());
         self.not_before = now.after(self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        if given < most_of(self.window) {
-            return None;
-        }
         let round_trip = now.since(asked).as_nanos().max(1);
+        let per_second = |bytes: u64| {
+            let rate = u128::from(bytes) * Duration::from_secs(1).as_nanos() / round_trip;
+            u64::try_from(rate).unwrap_or(u64::MAX)
+        };
         // What had come before and lay here is no more than a window either.
-        let bytes = given.min(self.window.into());
-        let rate = u128::from(bytes) * Duration::from_secs(1).as_nanos() / round_trip;
-        self.seen = u64::try_from(rate).unwrap_or(u64::MAX);
-        let is_faster = self.seen >= self.rate.saturating_add(self.rate / 4);
-        (is_faster && self.seen < FAST && self.window < LARGEST).then(|| (self.window * 2).min(LARGEST))
+        self.seen = [per_second(given.one.min(self.window.into())), per_second(given.all)];
+        let [of_one, of_all] = self.seen;
+        let is_faster = if given.one >= most_of(self.window) {
+            of_one >= self.rate.saturating_add(self.rate / 4) && of_one < FAST
+        } else {
+            // A step makes the connection's window larger by less than that of a stream.
+            let before = self.rate_of_all;
+            given.shared >= most_of(self.window)
+                && of_all >= before.saturating_add(before / 8)
+                && of_all < FAST
+        };
+        (is_faster && self.window < LARGEST).then(|| (self.window * 2).min(LARGEST))
     }
 
     /// The window is this one from now on.
     pub(crate) const fn grows(&mut self, window: u32) {
         self.window = window;
-        self.rate = self.seen;
+        [self.rate, self.rate_of_all] = self.seen;
         self.pause = PAUSE;
         self.not_before = Tick::ZERO;
     }

@@ -21,6 +21,8 @@ use super::estimate::SMALLEST;
 pub(crate) const UNBOUNDED: u32 = (1 << 31) - 1;
 /// So much has a stream to have given on at least before `h2` tells it of room in that.
 const FAR: u64 = 1 << 29;
+/// So much has a stream given on when it is known whether its frames are tiny.
+const JUDGED: u64 = 8 * 1024;
 /// So many times what it has given on may be on the way of a stream: it has the largest window after three round trips.
 const EARNED: u64 = 8;
 /// Streams that are known. More are open only at peers who begin what they may not.
@@ -205,7 +207,8 @@ impl Flow {
 
     /// What is to be told, where it can be told now: to be written before anything else is.
     pub(crate) fn updates(&self) -> Option<Vec<u8>> {
-        (self.owes.get() && self.agreed.get() && self.between.get()).then(|| self.take())
+        let may_be = self.owes.get() && self.agreed.get() && self.between.get();
+        may_be.then(|| self.take()).filter(|frames| !frames.is_empty())
     }
 
     #[cold]
@@ -252,7 +255,7 @@ impl Told {
     pub(super) fn new(stream: u32, flow: &Flow) -> Self {
         let told = u64::from(SMALLEST);
         // Where windows have grown the way is long, and it is told of more at once.
-        let next = if flow.window.get() > SMALLEST { 1 } else { told - most_of(SMALLEST) };
+        let next = if flow.window.get() > SMALLEST { JUDGED } else { told - most_of(SMALLEST) };
         Self { stream, given: 0, told, next, waits: false, drained: None }
     }
 
@@ -270,7 +273,7 @@ impl Told {
             let now = now();
             self.drained = if drained { Some(now) } else { self.drained };
             self.look(now, if are_tiny { SMALLEST } else { flow.window.get() }, flow);
-        } else if drained && self.given > u64::from(SMALLEST) {
+        } else if drained && self.drained.is_some() {
             self.drained = Some(now());
         }
     }

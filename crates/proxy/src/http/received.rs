@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
+use super::estimate::Given;
 use super::flow::{Flow, Told};
 use super::frames::{Head, Kind};
 use super::windows::WIDEST;
@@ -119,16 +120,11 @@ impl Received {
         self.most.get().into()
     }
 
-    /// The most that one stream would have given on if it had had such a window of which this connection's is so many times as large: together
-    /// they have not more than that.
-    pub(super) fn most_of(&self, window: u32, of_connection: u32) -> u64 {
-        let all = self.all.get();
-        let shared = if all < u64::from(of_connection) / 2 {
-            0
-        } else {
-            all * u64::from(window) / u64::from(of_connection)
-        };
-        shared.max(self.most())
+    /// What was given on since it is counted, where streams have such a window, and all together this one.
+    pub(super) fn given(&self, window: u32, of_connection: u32) -> Given {
+        let (one, all) = (self.most(), self.all.get());
+        let shared = all.saturating_mul(window.into()) / u64::from(of_connection);
+        Given { one, all, shared }
     }
 
     /// It is counted anew.

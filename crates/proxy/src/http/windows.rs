@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use meshwork_base::Tick;
 use tokio::time::Instant;
 
-use super::estimate::{Estimate, LARGEST, SMALLEST};
+use super::estimate::{Estimate, Given, LARGEST, SMALLEST};
 use super::received::Received;
 
 /// What all connections of a process may have grown by; where its memory has a limit it is this part of that.
@@ -209,7 +209,7 @@ impl Windows {
         if !self.bounds.grows {
             return false;
         }
-        let is_due = may_ask && self.estimate.is_enough(self.most());
+        let is_due = may_ask && self.estimate.is_enough(self.given());
         (answered || is_due) && self.look(answered, Tick::ZERO.after(self.since.elapsed()), connection)
     }
 
@@ -219,7 +219,7 @@ impl Windows {
         let data = self.received.came().data;
         if answered {
             self.data = data;
-            if let Some(wanted) = self.estimate.answered(self.most(), now) {
+            if let Some(wanted) = self.estimate.answered(self.given(), now) {
                 self.grow(wanted, connection);
             }
             self.received.anew();
@@ -237,8 +237,8 @@ impl Windows {
         self.bounds.window + self.grown
     }
 
-    fn most(&self) -> u64 {
-        self.received.most_of(self.estimate.window(), self.window())
+    fn given(&self) -> Given {
+        self.received.given(self.estimate.window(), self.window())
     }
 
     fn grow(&mut self, wanted: u32, connection: &mut impl Connection) {

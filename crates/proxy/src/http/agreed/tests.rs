@@ -68,8 +68,7 @@ proptest! {
         let of = |(kind, flags, len)| frame(kind, if kind == 4 { 0 } else { flags }, len);
         let first = frame(4, 0, 12);
         let rest: Vec<_> = frames.into_iter().map(of).collect();
-        // Something comes behind it.
-        let (before, behind) = rest.split_at(answer.min(rest.len() - 1));
+        let (before, behind) = rest.split_at(answer.min(rest.len()));
         let preface_bytes = vec![b'P'; preface];
         let sent = [&preface_bytes[..], &first, &before.concat(), &ACK, &behind.concat()].concat();
         let expected = [&preface_bytes[..], &first, &ACK, &rest.concat()].concat();
@@ -84,6 +83,12 @@ fn who_never_answers_is_read_on() {
     let frames = (0..50).map(|_| frame(0, 0, 30)).collect::<Vec<_>>().concat();
     let sent = [frame(4, 0, 0), frames.clone()].concat();
     assert_eq!(read(&sent, 0, &[17], &[64]), ([frame(4, 0, 0), ACK.to_vec(), frames].concat(), true));
+}
+
+#[test]
+fn who_acknowledges_first_of_all_is_heard() {
+    let sent = [ACK.to_vec(), frame(4, 0, 12), frame(0, 0, 30)].concat();
+    assert_eq!(read(&sent, 0, &[100], &[64]), (sent, false));
 }
 
 /// `h2` ends a connection whose peer acknowledges what was not said.

@@ -8,7 +8,7 @@ const fn at(millis: u64) -> Tick {
 
 /// One round: there is enough, a PING is sent, and at its answer so much has been given on.
 fn round(estimate: &mut Estimate, asked: u64, given: u64, round_trip: u64) -> Option<u32> {
-    assert!(estimate.is_enough(estimate.window().into()) && estimate.may_ask(at(asked)));
+    assert!(estimate.is_enough(u64::from(estimate.window())) && estimate.may_ask(at(asked)));
     estimate.asks(at(asked));
     estimate.answered(given, at(asked + round_trip))
 }
@@ -80,7 +80,7 @@ fn a_window_that_grows_is_asked_about_at_once() {
 #[test]
 fn an_answer_to_what_somebody_else_has_asked_says_nothing() {
     let mut estimate = Estimate::new();
-    assert_eq!(estimate.answered(LARGEST.into(), at(10)), None);
+    assert_eq!(estimate.answered(u64::from(LARGEST), at(10)), None);
     assert!(estimate.may_ask(at(10)));
 }
 
@@ -116,4 +116,22 @@ proptest! {
             check(&estimate);
         }
     }
+}
+
+/// Each of them has a small part of the connection's window, which a step of theirs makes larger as well.
+#[test]
+fn what_many_give_on_together_counts_as_long_as_it_becomes_more() {
+    let (mut estimate, mut now) = (Estimate::new(), 0);
+    let mut together = |estimate: &mut Estimate, all: u64| {
+        now += 1_000;
+        estimate.asks(at(now));
+        now += 50;
+        estimate.answered(Given { one: 0, all, shared: estimate.window().into() }, at(now))
+    };
+    assert_eq!(together(&mut estimate, 1 << 20), Some(2 * SMALLEST));
+    estimate.grows(2 * SMALLEST);
+    assert_eq!(together(&mut estimate, 1 << 20), None, "the line is full");
+    assert_eq!(together(&mut estimate, 5 << 18), Some(4 * SMALLEST));
+    estimate.grows(4 * SMALLEST);
+    assert_eq!(together(&mut estimate, FAST / 10), None, "it is enough however near they are");
 }

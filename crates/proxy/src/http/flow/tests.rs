@@ -74,8 +74,33 @@ fn on_a_connection_whose_windows_have_grown_a_stream_begins_with_more_once_it_is
     let flow = agreed();
     flow.widens(LARGEST);
     let mut told = Told::new(STREAM, &flow);
-    moves(&flow, &mut told, 1);
-    assert_eq!(updates(&flow), [(STREAM, 3 * SMALLEST + 1)]);
+    moves(&flow, &mut told, 4_416);
+    assert_eq!(updates(&flow), [], "its frames may be tiny");
+    moves(&flow, &mut told, 16 * 1024);
+    assert_eq!(updates(&flow), [(STREAM, 3 * SMALLEST + 4_416 + 16 * 1024)]);
+}
+
+#[test]
+fn a_pause_behind_a_greeting_makes_no_reader_slow() {
+    let flow = agreed();
+    flow.widens(LARGEST);
+    let mut told = Told::new(STREAM, &flow);
+    let mut now = Instant::now();
+    let mut moves = |bytes: u32, pause: u64| {
+        now += Duration::from_secs(pause);
+        if pause > 0 {
+            told.waits();
+        }
+        assert_eq!(flow.comes(STREAM, bytes), Comes::Within);
+        told.gives(bytes, false, &flow, || now);
+        updates(&flow);
+        flow.left(STREAM).unwrap()
+    };
+    moves(16 * 1024, 0);
+    moves(16 * 1024, 60);
+    for _ in 0..32 {
+        assert!(moves(16 * 1024, 0) > SMALLEST, "it stands still for a round trip");
+    }
 }
 
 #[test]

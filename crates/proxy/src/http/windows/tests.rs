@@ -49,7 +49,7 @@ impl Tried {
         for _ in 0..rounds {
             let window = self.windows.estimate.window();
             self.moves(window);
-            if self.windows.estimate.is_enough(window.into()) {
+            if self.windows.estimate.is_enough(u64::from(window)) {
                 assert!(self.look(1_000, false));
                 self.moves(window);
                 assert!(!self.look(50, true));
