@@ -91,6 +91,7 @@ known_names! {
     XMeshworkMirror = "x-meshwork-mirror",
     IfModifiedSince = "if-modified-since",
     ProxyAuthenticate = "proxy-authenticate",
+    ConnectTimeoutMs = "connect-timeout-ms",
     ProxyAuthorization = "proxy-authorization",
     XEnvoyAttemptCount = "x-envoy-attempt-count",
     XForwardedClientCert = "x-forwarded-client-cert",
@@ -145,6 +146,7 @@ impl KnownName {
                 | Self::XEnvoyAttemptCount
                 | Self::XEnvoyExpectedRqTimeoutMs
                 | Self::GrpcTimeout
+                | Self::ConnectTimeoutMs
                 | Self::TraceParent
                 | Self::TraceState
                 | Self::Location
@@ -305,7 +307,7 @@ mod tests {
         let of_the_body = ["content-encoding", "content-range", "content-type", "range"];
         let of_the_way =
             ["forwarded", "keep-alive", "max-forwards", "proxy-connection", "x-forwarded-host", "x-real-ip"];
-        let of_calls = ["grpc-timeout", "traceparent", "tracestate", "x-request-id"];
+        let of_calls = ["connect-timeout-ms", "grpc-timeout", "traceparent", "tracestate", "x-request-id"];
         let of_answers = ["cache-control", "location"];
         let wanted = [&credentials[..], &of_the_body, &of_the_way, &of_calls, &of_answers, &OURS].concat();
         assert_eq!(those(KnownName::is_of_heads_only), BTreeSet::from_iter(wanted));

@@ -249,15 +249,15 @@ pub(crate) fn overheard(
     fields: &Fields,
     is_grpc: bool,
 ) -> Option<Duration> {
-    let grpc = fields.known_all(KnownName::GrpcTimeout).map(read_grpc_timeout);
-    // No server of gRPC reads what is Connect's.
-    let connect = fields.get_all(CONNECT_TIMEOUT_MS).filter(|_| !is_grpc).map(read_connect_timeout);
-    let least = grpc.chain(connect).map(Option::unwrap_or_default).min();
+    let least = fields.known_values().filter_map(|(name, value)| match name {
+        KnownName::GrpcTimeout => Some(read_grpc_timeout(value)),
+        // By this the Connect protocol says the same, and a server of it that is late answers 504. No server of gRPC reads it.
+        KnownName::ConnectTimeoutMs if !is_grpc => Some(read_connect_timeout(value)),
+        _ => None,
+    });
+    let least = least.map(Option::unwrap_or_default).min();
     least.filter(|_| !believes(conn, &target.timeouts()))
 }
-
-/// By this the Connect protocol says what `grpc-timeout` says, in milliseconds, and a server of it that is late answers 504.
-const CONNECT_TIMEOUT_MS: &[u8] = b"connect-timeout-ms";
 
 fn read_connect_timeout(value: &[u8]) -> Option<Duration> {
     let is_number = value.len() <= 10 && value.iter().all(u8::is_ascii_digit);
