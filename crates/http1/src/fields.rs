@@ -277,11 +277,6 @@ impl Fields {
             .map(|entry| entry.value(&self.text))
     }
 
-    /// The fields of known names as (name, value), in order.
-    pub fn known_values(&self) -> impl Iterator<Item = (KnownName, &[u8])> {
-        self.entries.iter().filter_map(|entry| Some((entry.known?, entry.value(&self.text))))
-    }
-
     /// Whether a field of that name has this member in its comma-separated list, in any case.
     #[must_use]
     pub fn contains_token(&self, name: KnownName, token: &str) -> bool {

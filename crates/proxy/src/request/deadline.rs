@@ -249,13 +249,11 @@ pub(crate) fn overheard(
     fields: &Fields,
     is_grpc: bool,
 ) -> Option<Duration> {
-    let least = fields.known_values().filter_map(|(name, value)| match name {
-        KnownName::GrpcTimeout => Some(read_grpc_timeout(value)),
-        // By this the Connect protocol says the same, and a server of it that is late answers 504. No server of gRPC reads it.
-        KnownName::ConnectTimeoutMs if !is_grpc => Some(read_connect_timeout(value)),
-        _ => None,
-    });
-    let least = least.map(Option::unwrap_or_default).min();
+    let grpc = fields.known_all(KnownName::GrpcTimeout).map(read_grpc_timeout);
+    // By this the Connect protocol says the same, and a server of it that is late answers 504. No server of gRPC reads it.
+    let is_read = |_: &&[u8]| !is_grpc;
+    let connect = fields.known_all(KnownName::ConnectTimeoutMs).filter(is_read).map(read_connect_timeout);
+    let least = grpc.chain(connect).map(Option::unwrap_or_default).min();
     least.filter(|_| !believes(conn, &target.timeouts()))
 }
 
