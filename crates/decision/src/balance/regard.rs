@@ -173,11 +173,13 @@ impl<'s> Regard<'s> {
     /// what it gets. Who has too much to do answers well in between, and what has gone well ends a row and no rest; and of what answers
     /// nearly everything well all may rest at one moment.
     pub(crate) fn all_fail(&self) -> bool {
-        let fails = |one: &Endpoint| {
-            let load = &one.stats.load;
-            load.has_failed_again() || load.is_passed_by(self.now) && load.fails_much()
-        };
-        self.set.pickable().iter().all(|one| fails(one) || self.is_out(one) || self.is_tripped(one))
+        self.set.pickable().iter().all(|one| self.fails(one) || self.is_out(one) || self.is_tripped(one))
+    }
+
+    /// The same of one.
+    pub(crate) fn fails(&self, endpoint: &Endpoint) -> bool {
+        let load = &endpoint.stats.load;
+        load.has_failed_again() || load.is_passed_by(self.now) && load.fails_much()
     }
 
     /// Whether it is ejected, and that counts.

@@ -159,14 +159,19 @@ fn failover(prefer: Prefer, priorities: &[&str]) -> v1::TrafficPolicy {
 impl World {
     /// Of a thousand requests, how many went to each zone.
     fn zones(&self, now: Tick) -> BTreeMap<String, u32> {
-        let mut rng = SeededRng::new(11);
         let mut zones = BTreeMap::new();
-        for n in 0_u64..1_000 {
-            let wanted = Wanted { hash: Some(stir(n)), ..Wanted::default() };
-            let picked = self.cluster.pick_explained(now, &mut rng, &wanted, &mut NoReasons).expect("one");
+        for picked in self.picks(now) {
             *zones.entry(picked.zone.to_string()).or_default() += 1;
         }
         zones
+    }
+
+    /// Whom a thousand requests go to.
+    fn picks(&self, now: Tick) -> Vec<Arc<Endpoint>> {
+        let mut rng = SeededRng::new(11);
+        let wanted = |n: u64| Wanted { hash: Some(stir(n)), ..Wanted::default() };
+        let pick = |n| self.cluster.pick_explained(now, &mut rng, &wanted(n), &mut NoReasons).expect("one");
+        (0..1_000).map(pick).collect()
     }
 
     fn share(&self, zone: &str, now: Tick) -> u32 {
@@ -395,6 +400,28 @@ fn a_zone_that_answers_nearly_everything_well_is_not_left_though_all_of_it_rest(
             assert_eq!(world.share("z0", at(second + 1)), 1_000, "{of:?}");
         }
     }
+}
+
+/// It may have nothing under way, and be the quickest to answer for that.
+#[test]
+fn a_zone_that_is_kept_for_one_that_rests_gives_nothing_to_one_that_does_fail() {
+    let world = world(&three_zones(), algorithm(Algorithm::PeakEwma));
+    let own = world.endpoints("z0");
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(5));
+    let failed = Answer::new(AttemptOutcome::Failure, Duration::from_millis(1));
+    for one in &own {
+        (0..200).for_each(|_| drop(world.cluster.record(one, &well, at(1))));
+        drop(world.cluster.record(one, &Answer::new(AttemptOutcome::Failure, Duration::from_secs(2)), at(1)));
+    }
+    (0..3).for_each(|_| drop(world.cluster.record(&own[0], &failed, at(1))));
+    assert!(own.iter().all(|one| one.stats.is_resting(at(2))));
+    let dead = own[0].address();
+    let picks = world.picks(at(2));
+    assert_eq!(picks.iter().filter(|one| one.address() == dead).count(), 0);
+    assert_eq!(
+        picks.iter().filter(|one| own.iter().any(|own| own.address() == one.address())).count(),
+        1_000
+    );
 }
 
 /// One caller over its limit is no reason for others to go elsewhere.

@@ -94,7 +94,8 @@ impl Attempts<'_> {
             true => (failure.cause, Retry::No),
             false => (failure.cause, failure.retry),
         };
-        Failure { is_hasty: true, cause, retry, ..failure }
+        let has_ended = failure.has_ended || failure.is_cancelled;
+        Failure { is_hasty: true, cause, retry, has_ended, ..failure }
     }
 
     fn spent(&self) -> Spent {

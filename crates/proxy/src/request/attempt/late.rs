@@ -172,12 +172,7 @@ impl Attempts<'_> {
         let now = self.conn.worker.now();
         let broken = match ended {
             Ok(()) => None,
-            Err(failure) if self.is_of_overheard(failure, now) => {
-                if !late.stands {
-                    return self.let_go();
-                }
-                None
-            }
+            Err(failure) if self.is_of_overheard(failure, now) => return self.let_go(),
             Err(failure) => match answer::of_break(failure, (late.took, self.behind.took(self.began, now))) {
                 Some(broken) => Some(broken),
                 // Its caller has got a part of it: that it was good so far was told, and of a whole call the breaker hears nothing.

@@ -100,10 +100,10 @@ impl Attempts<'_> {
         is_refused(self.endpoint.as_deref(), response, is_grpc) && !self.has_our_time()
     }
 
-    /// Whether its endpoint was told a limit of ours, of which no more than an eighth was spent before.
+    /// Whether its endpoint was told a limit of ours, of which no more than an eighth was spent before, and no stranger's time.
     fn has_our_time(&self) -> bool {
         let ours = self.target.timeouts().request.into_iter().chain(self.attempt_timeout()).min();
-        ours.zip(self.hears()).is_some_and(|(ours, told)| told >= ours - ours / 8)
+        self.overheard.is_none() && ours.zip(self.told).is_some_and(|(ours, told)| told >= ours - ours / 8)
     }
 
     /// So long its endpoint hears that it has.
