@@ -16,7 +16,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Mesh, Settings};
 use support::h2::h2_upstream;
 use support::policy::{BUSY, GET, OK, gateway, gateway_of, traffic};
-use support::{Harness, exchange, is_head, read_until, rule, upstream};
+use support::{Harness, exchange, is_head, read_until, rule, upstream, while_time_goes_on};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -541,16 +541,7 @@ async fn who_owes_no_number_of_bytes_may_be_silent_and_who_does_may_not() {
         let harness = Harness::at(&clock);
         let (harness, address) = gateway_of(harness, &[silent, good], Some(tiring(10_000))).await;
         let _caller = reading(address).await;
-        let time_goes_on = async {
-            loop {
-                clock.advance(Duration::from_secs(10));
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let line = tokio::select! {
-            mut lines = harness.lines(1) => lines.remove(0),
-            () = time_goes_on => unreachable!("time has no end"),
-        };
+        let line = while_time_goes_on(&clock, Duration::from_secs(10), harness.lines(1)).await.remove(0);
         assert!(line.contains("stream_idle_timeout"), "{line}");
         assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &[]), ejections);
     }

@@ -16,7 +16,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Ending, Settings};
 use support::h2::{H2Upstream, fetch, h2_client, h2_upstream};
 use support::mesh::{Pair, policy};
-use support::{Harness, is_head, read_until, rule, upstream};
+use support::{Harness, is_head, read_until, rule, upstream, while_time_goes_on};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -77,16 +77,7 @@ async fn is_nobodys_fault(pair: &Pair) {
 
 /// Time goes on, minute by minute, until so many calls have ended.
 async fn time_goes_on(pair: &Pair, calls: usize) {
-    let minutes = async {
-        loop {
-            pair.mesh.clock.advance(MINUTE);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::select! {
-        _ = pair.outbound.lines(calls) => {}
-        () = minutes => unreachable!("time has no end"),
-    }
+    while_time_goes_on(&pair.mesh.clock, MINUTE, pair.outbound.lines(calls)).await;
 }
 
 const MINUTE: Duration = Duration::from_secs(60);

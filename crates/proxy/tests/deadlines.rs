@@ -24,7 +24,7 @@ use meshwork_proxy::{Mesh, Settings};
 use parking_lot::Mutex;
 use support::h2::{H2Upstream, answer, fetch, h2_client, h2_upstream};
 use support::mesh::Pair;
-use support::policy::retry;
+use support::policy::{breaker, retry};
 use support::raw::{
     ACK, DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RESET, Raw, SETTINGS, WINDOW_UPDATE, frame,
 };
@@ -269,19 +269,6 @@ async fn grpc_hears_what_is_left_and_gets_deadline_exceeded() {
     assert_eq!(response.headers()["grpc-status"], "4");
     assert_eq!(response.headers()["grpc-message"], "deadline_exceeded");
     harness.lines(2).await;
-}
-
-/// Three calls that fail open it.
-fn breaker() -> v1::CircuitBreaker {
-    v1::CircuitBreaker {
-        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
-        minimum_calls: 3,
-        failure_percent: 30,
-        open_ms: 60_000,
-        max_open_ms: 60_000,
-        trials: 1,
-        ..Default::default()
-    }
 }
 
 const BREAKER_CHANGES: &str = "meshwork_circuit_breaker_changes_total";

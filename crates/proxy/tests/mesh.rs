@@ -17,7 +17,7 @@ use meshwork_proxy::{Ending, Found, OnDemand, Settings, Side};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use support::mesh::{Pair, TestMesh, plain_at, policy, service_at, serving, two};
-use support::{Harness, Upstream, exchange, is_head, read_until, upstream};
+use support::{Harness, Upstream, exchange, is_head, read_until, upstream, while_time_goes_on};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -618,18 +618,7 @@ async fn what_an_application_calls_goes_on_while_calls_of_it_are_drained() {
         }
     };
     // Who has been answered once waits for the service to come back, as long as this clock says.
-    let time_goes_on = async {
-        loop {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            pair.mesh.clock.advance(Duration::from_millis(200));
-        }
-    };
-    let refused = async {
-        tokio::select! {
-            refused = calls => refused,
-            () = time_goes_on => unreachable!("time has no end"),
-        }
-    };
+    let refused = while_time_goes_on(&pair.mesh.clock, Duration::from_millis(200), calls);
     let refused = tokio::time::timeout(Duration::from_secs(10), refused).await.expect("nothing new is taken");
     assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
     // What is in flight may need a connection that nobody has made yet.

@@ -244,11 +244,12 @@ impl Heads {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    /// A whole frame.
+    pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let mut out = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
         out.extend([kind, flags]);
         out.extend(stream.to_be_bytes());

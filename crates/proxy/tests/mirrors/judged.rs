@@ -14,16 +14,16 @@ const OPENED: [&str; 2] = ["default/copy", "\"open\""];
 
 /// Three failures open it.
 fn breaker() -> v1::TrafficPolicy {
-    let breaker = v1::CircuitBreaker {
-        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
-        minimum_calls: 3,
-        failure_percent: 30,
-        open_ms: 60_000,
-        max_open_ms: 60_000,
-        trials: 1,
-        ..Default::default()
-    };
-    v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() }
+    v1::TrafficPolicy { circuit_breaker: Some(support::policy::breaker()), ..Default::default() }
+}
+
+/// Copies of calls, at a time that the test sets.
+async fn edge_by(clock: ManualClock, protocol: AppProtocol, copy: SocketAddr) -> Edge {
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let harness = Harness::join(settings, Mesh::default(), Arc::new(clock), "gateway");
+    let mut edge = edge_at(harness, protocol, copy, mirrored(vec![mirror("copy", 100)])).await;
+    edge.harness.change([on_copy(breaker())]).await;
+    edge
 }
 
 /// Copies of calls of gRPC whose endpoint answers with this status, in head or trailers.
@@ -100,11 +100,7 @@ async fn opened_by(reason: h2::Reason, after: Duration, begun: bool) -> u64 {
         }
     })
     .await;
-    let settings = Settings { workers: 1, ..Settings::default() };
-    let harness = Harness::join(settings, Mesh::default(), Arc::new(clock), "gateway");
-    let mut edge =
-        edge_at(harness, AppProtocol::Grpc, copy.address, mirrored(vec![mirror("copy", 100)])).await;
-    edge.harness.change([on_copy(breaker())]).await;
+    let edge = edge_by(clock, AppProtocol::Grpc, copy.address).await;
     let mut client = h2_client(edge.address).await;
     for number in 1..=3 {
         fetch(&mut client, grpc_call().header("grpc-timeout", "1S").body(()).unwrap()).await;
@@ -141,11 +137,7 @@ async fn a_copy_that_has_said_at_once_that_its_time_is_over_has_failed() {
         }
     })
     .await;
-    let settings = Settings { workers: 1, ..Settings::default() };
-    let harness = Harness::join(settings, Mesh::default(), Arc::new(clock), "gateway");
-    let mut edge =
-        edge_at(harness, AppProtocol::Http2, copy.address, mirrored(vec![mirror("copy", 100)])).await;
-    edge.harness.change([on_copy(breaker())]).await;
+    let edge = edge_by(clock, AppProtocol::Http2, copy.address).await;
     let mut client = h2_client(edge.address).await;
     for number in 1..=3 {
         let call = Request::post("http://shop/a.B/C").header("connect-timeout-ms", "1000");
@@ -274,16 +266,8 @@ async fn a_copy_that_its_endpoint_s_proxy_tires_of_is_held_against_nobody() {
         assert!(exchange(pair.proxy, call).await.ends_with("original"));
         comes.recv().await.unwrap();
     }
-    let time_goes_on = async {
-        loop {
-            pair.mesh.clock.advance(Duration::from_secs(60));
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::select! {
-        () = pair.outbound.wait_metric(OUTCOMES, &["shop/reviews", "failed"], 3) => {}
-        () = time_goes_on => unreachable!("time has no end"),
-    }
+    let failed = pair.outbound.wait_metric(OUTCOMES, &["shop/reviews", "failed"], 3);
+    support::while_time_goes_on(&pair.mesh.clock, Duration::from_secs(60), failed).await;
     assert!(pair.inbound.lines(3).await.iter().all(|line| line.contains("stream_idle_timeout")));
     assert_eq!(pair.outbound.metric("meshwork_circuit_breaker_changes_total", &["\"open\""]), 0);
 }

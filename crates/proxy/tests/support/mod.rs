@@ -13,6 +13,7 @@ pub mod relay;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshwork_base::{Clock, ManualClock, SystemClock};
@@ -32,6 +33,24 @@ pub struct Harness {
     pub log: std::path::PathBuf,
     sink: AccessLogSink,
     _dir: tempfile::TempDir,
+}
+
+/// Waits, while the proxies' time goes on in such steps, each of which leaves them a moment to do what is due.
+pub async fn while_time_goes_on<T>(
+    clock: &ManualClock,
+    step: Duration,
+    waited: impl Future<Output = T>,
+) -> T {
+    let passes = async {
+        loop {
+            clock.advance(step);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        done = waited => done,
+        () = passes => unreachable!("time has no end"),
+    }
 }
 
 /// A retry policy that says all: nothing is repeated by name, and nobody waits.

@@ -17,6 +17,19 @@ pub const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy";
 pub const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 pub const POST: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
+/// Three calls that fail open it.
+pub fn breaker() -> v1::CircuitBreaker {
+    v1::CircuitBreaker {
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
+        minimum_calls: 3,
+        failure_percent: 30,
+        open_ms: 60_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..Default::default()
+    }
+}
+
 pub fn traffic(policy: v1::TrafficPolicy) -> Change {
     let target =
         v1::policy::Target { kind: "Service".into(), name: "default/web".into(), section: String::new() };

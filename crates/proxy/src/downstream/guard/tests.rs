@@ -3,19 +3,12 @@
 use std::time::Duration;
 
 use super::*;
+use crate::http::frames::tests::frame;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const END_STREAM: u8 = 1;
 /// END_HEADERS: the whole block.
 const BLOCK: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
-    out.extend([kind, flags]);
-    out.extend(stream.to_be_bytes());
-    out.extend(payload);
-    out
-}
 
 fn begun() -> Incoming {
     let mut incoming = Incoming::new(Tick::ZERO, Rc::default());

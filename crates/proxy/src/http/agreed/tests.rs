@@ -4,12 +4,10 @@ use proptest::prelude::*;
 use tokio::io::AsyncReadExt;
 
 use super::*;
+use crate::http::frames;
 
 fn frame(kind: u8, flags: u8, payload: usize) -> Vec<u8> {
-    let mut out = u32::try_from(payload).unwrap().to_be_bytes()[1..].to_vec();
-    out.extend([kind, flags, 0, 0, 0, 1]);
-    out.resize(out.len() + payload, 9);
-    out
+    frames::tests::frame(kind, flags, 1, &vec![9; payload])
 }
 
 /// What comes, in these portions; then it waits.

@@ -32,9 +32,13 @@ fn updates(flow: &Flow) -> Vec<(u32, u32)> {
 
 /// Comes, and is given on, by a reader that is quick.
 fn moves(flow: &Flow, told: &mut Told, bytes: u32) {
-    assert_eq!(flow.comes(STREAM, bytes), Comes::Within);
     told.waits();
-    told.gives(bytes, false, flow, Instant::now);
+    moves_at(flow, told, bytes, Instant::now());
+}
+
+fn moves_at(flow: &Flow, told: &mut Told, bytes: u32, now: Instant) {
+    assert_eq!(flow.comes(STREAM, bytes), Comes::Within);
+    told.gives(bytes, false, flow, || now);
 }
 
 #[test]
@@ -91,8 +95,7 @@ fn a_pause_behind_a_greeting_makes_no_reader_slow() {
         if pause > 0 {
             told.waits();
         }
-        assert_eq!(flow.comes(STREAM, bytes), Comes::Within);
-        told.gives(bytes, false, &flow, || now);
+        moves_at(&flow, &mut told, bytes, now);
         updates(&flow);
         flow.left(STREAM).unwrap()
     };
@@ -163,26 +166,16 @@ fn a_pause_makes_no_reader_slow() {
     let flow = agreed();
     let mut told = Told::new(STREAM, &flow);
     flow.widens(LARGEST);
-    let mut now = Instant::now();
-    let mut moves = |bytes, now| {
-        assert_eq!(flow.comes(STREAM, bytes), Comes::Within);
-        told.gives(bytes, false, &flow, || now);
+    let now = Instant::now();
+    let moves = |told: &mut Told, now| {
+        moves_at(&flow, told, SMALLEST / 2, now);
         updates(&flow);
+        flow.left(STREAM).unwrap()
     };
-    for _ in 0..64 {
-        moves(SMALLEST / 2, now);
-    }
-    assert!(flow.left(STREAM).unwrap() > LARGEST / 2);
+    (0..64).for_each(|_| _ = moves(&mut told, now));
     told.waits();
-    now += Duration::from_secs(60);
-    let mut moves = |bytes, now| {
-        assert_eq!(flow.comes(STREAM, bytes), Comes::Within);
-        told.gives(bytes, false, &flow, || now);
-        updates(&flow);
-    };
     for _ in 0..64 {
-        moves(SMALLEST / 2, now);
-        assert!(flow.left(STREAM).unwrap() > LARGEST / 2);
+        assert!(moves(&mut told, now + Duration::from_secs(60)) > LARGEST / 2);
     }
 }
 

@@ -8,16 +8,9 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::gather::Flusher;
 use crate::http::flow::UNBOUNDED;
+use crate::http::frames::tests::frame;
 use crate::io::Io;
 use crate::replay::Replayed;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
-    out.extend([kind, flags]);
-    out.extend(stream.to_be_bytes());
-    out.extend(payload);
-    out
-}
 
 /// As `h2` says them: with the largest window.
 fn settings(window: u32) -> Vec<u8> {
