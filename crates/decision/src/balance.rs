@@ -230,7 +230,7 @@ fn draw<'s>(
 }
 
 /// One of all that fit, by weight and share.
-fn among<'s>(
+pub(crate) fn among<'s>(
     regard: &Regard<'s>,
     rng: &mut impl Rng,
     fits: impl Fn(&Endpoint) -> bool,

@@ -47,7 +47,7 @@ pub(crate) struct Failure {
     pub(crate) is_hasty: bool,
     /// Its endpoint has reset the stream with CANCEL: nothing has broken, it does not go on.
     pub(crate) is_cancelled: bool,
-    /// Its endpoint has broken it off, or answered it, and works on it no more, though it is our time that counts.
+    /// Its endpoint has broken it off, or answered it, and works on it no more, though it is our time, or a rule of ours, that counts.
     pub(crate) has_ended: bool,
 }
 

@@ -9,9 +9,9 @@
 //! nothing: that is the balancer's business within the tier.
 //!
 //! *Nobody is left alone*: where a tier has nobody for a request that is well and untried, the other tiers are asked in
-//! their order. A rest counts for that with peak EWMA, which passes by whoever rests. The other algorithms do not: with them it counts
-//! only in a tier in which everybody has failed more than once in a row, or rests and fails much of what it gets, so that within a tier a
-//! failure changes nothing, with localities or without. There an endpoint that comes back from a rest gets one request, and its tier no
+//! their order. A rest counts for that only in a tier in which everybody has failed more than once in a row, or rests and fails much of what
+//! it gets. Else peak EWMA, which passes by whoever rests, calls one there that does not fail if all rest; and the other algorithms pass
+//! nobody by, so that with them a failure changes nothing within a tier, with localities or without. In one that is left an endpoint that comes back from a rest gets one request, and its tier no
 //! more before that has gone well. Rows alone would not do: a tier with too much to do fails most of what it gets, and answers well in
 //! between. Nor would rests: those who fail one in two hundred by a time-out all rest for much of the time.
 //!

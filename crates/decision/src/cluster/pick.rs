@@ -246,14 +246,14 @@ impl Cluster {
             let here =
                 if within.is_clean(picked) { Some(picked) } else { balance::clean(&within, hash, rng) };
             let here = here.or_else(|| {
-                if !spares || within.all_fail() {
+                if !by_latency || within.all_fail() {
                     return None;
                 }
                 // Of those that nearly always answer well all may rest at one moment, and who comes then is sent nowhere else for it: to
                 // one of them, and to none that does fail.
                 let within = within.clone().sparing(false);
                 let keeps = |one: &Endpoint| within.is_clean(one) && !within.fails(one);
-                if keeps(picked) { Some(picked) } else { balance::choose(within.set, rng, keeps) }
+                if keeps(picked) { Some(picked) } else { balance::among(&within, rng, keeps) }
             });
             if let Some(picked) = here {
                 let faster = by_latency.then(|| balance::faster_elsewhere(tiers, at, regard, picked, rng));

@@ -1,9 +1,10 @@
 //! What HTTP/2 asks of a server and `h2` does not look at, judged by the heads of frames below it: lengths that are wrong
-//! (RFC 9113 section 4.2), frames behind the end of their stream (5.1), window sizes that are none (6.5.2), and floods of
+//! (RFC 9113 section 4.2), frames behind the end of their stream (5.1), window sizes that are none (6.5.2), more of a body than its stream
+//! was told of (6.9.1, see `crate::http::flow`), and floods of
 //! frames that carry nothing and still cost work. Each has a cause that is counted; the caller is told by GOAWAY.
 //!
 //! ```text
-//! socket ──▶ Guarded: heads ──▶ h2 ──▶ requests
+//! socket ──▶ Agreed ──▶ Guarded: heads ──▶ h2 ──▶ requests          socket ◀── Writes ◀── h2
 //!               │ fault: reading stops before the frame
 //!               ▼
 //!             Watch ──▶ the connection's task says GOAWAY
@@ -356,7 +357,7 @@ impl Incoming {
         }
     }
 
-    /// A frame on a stream that its sender has ended, or reset, itself.
+    /// A frame on a stream that has begun: its sender may have ended, or reset, it itself, and must have been told of room for it.
     fn on_stream(&mut self, head: Head) -> Result<(), Fault> {
         let len = if head.kind == Kind::Data { head.len } else { 0 };
         match self.received.flow().comes(head.stream, len) {

@@ -60,7 +60,7 @@ const REMEMBERED_RESETS: usize = 64;
 const MESH_REMEMBERED_RESETS: usize = 1024;
 const REMEMBERED_FOR: Duration = Duration::from_secs(1);
 /// What small frames of requests that nobody has taken yet may cost, as `h2` counts: 256 less their length, each. They are joined long
-/// before so many are there, so it is for what slips through: 2 MiB of our memory and no more.
+/// before so many are there, so it is for what slips through.
 const SMALL_FRAMES: usize = 2 * 1024 * 1024;
 /// The same between proxies, whose tunnels' bytes are not joined, and may have large windows. One application that does not read must
 /// not end the connection of all its callers: some 60 MiB at worst.

@@ -2,14 +2,14 @@
 //! round trip. Bytes and times go in, a window comes out.
 //!
 //! ```text
-//! one stream has given on 2/3 of its window ──▶ PING ──▶ answer: it has given on as much again, and faster than ever ──▶ twice the window
+//! 2/3 of a window was given on, by one stream or all ──▶ PING ──▶ answer: as much again, and faster than when it grew last ──▶ twice the window
 //! ```
 //!
 //! What counts is what was given on, not what came: whoever does not read makes no window grow. Where a larger window moved no
 //! more, more DATA on the way would only stand in a queue and make each answer later, so there it is large enough.
 //!
-//! A window never becomes smaller again: what a peer was told of it may send. That of a stream whose reader is slow is not told of again
-//! ([`super::flow`]).
+//! A window never becomes smaller again: what a peer was told of it may send. Of a stream whose reader is slow it is told of less
+//! than that ([`super::flow`]).
 
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ impl Estimate {
         self.window
     }
 
-    /// Whether one stream has given on so much that the window may be too small for it.
+    /// Whether one stream, or all together, have given on so much that the window may be too small for it.
     pub(crate) fn is_enough(&self, given: impl Into<Given>) -> bool {
         let given = given.into();
         self.asked.is_none() && self.window < LARGEST && given.one.max(given.shared) >= most_of(self.window)

@@ -1,6 +1,7 @@
 //! Bodies of one caller's connection over HTTP/2 that nobody has taken yet. `h2` keeps each of their frames by itself, which costs some
-//! 300 bytes besides what it carries, and a window counts only that. So where many small ones have come, the connection's task takes
-//! them out and joins them: what is held is what the windows say, and nobody's connection ends for an application that does not read.
+//! 300 bytes besides what it carries, and keeps all that was read with it; a window counts what it carries alone. So where many small
+//! ones have come, the connection's task takes them out and joins them: what is held is what the windows say, and nobody's connection
+//! ends for an application that does not read.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

@@ -94,12 +94,16 @@ async fn begins_or_fails() -> H2Upstream {
 /// A gateway before this application in the mesh, whose breaker three failures open.
 async fn before_mesh(app: &H2Upstream) -> (Pair, SocketAddr) {
     let mut pair = Pair::start(app.address, AppProtocol::Grpc).await;
-    let backend = v1::Backend { service: "shop/reviews".into(), port: 80, weight: 1, ..Default::default() };
-    let to_reviews = v1::Rule { backends: vec![backend], ..rule(&[], vec![]) };
-    let gateway = pair.outbound.route(vec![to_reviews]).await;
+    let gateway = by_a_gateway(&mut pair).await;
     let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..Default::default() };
     pair.outbound.change([support::mesh::policy("p", "reviews", v1::policy::Spec::Traffic(policy))]).await;
     (pair, gateway)
+}
+
+/// Where strangers call what is called `reviews`.
+async fn by_a_gateway(pair: &mut Pair) -> SocketAddr {
+    let backend = v1::Backend { service: "shop/reviews".into(), port: 80, weight: 1, ..Default::default() };
+    pair.outbound.route(vec![v1::Rule { backends: vec![backend], ..rule(&[], vec![]) }]).await
 }
 
 const IN_MESH: [&str; 2] = ["shop/reviews", "\"open\""];
@@ -519,6 +523,27 @@ async fn what_it_refuses_though_it_had_all_of_our_time_has_failed() {
         assert_eq!((status, &*text), (504, &b"deadline_unreachable\n"[..]));
     }
     pair.outbound.wait_metric(BREAKER_CHANGES, &IN_MESH, 1).await;
+}
+
+/// A proxy beside an endpoint reads what gRPC says of time, and refuses for that if it is less; for what Connect says it never does.
+#[tokio::test]
+async fn only_a_stranger_s_time_that_its_proxy_reads_excuses_what_it_refuses_of_all_of_ours() {
+    for (kind, field, given, opened) in [
+        ("application/proto", "connect-timeout-ms", "3600000", 1),
+        ("application/grpc", "grpc-timeout", "2900m", 0),
+    ] {
+        let mut pair = Pair::slow_to_another(AppProtocol::Grpc).await;
+        judged_by_three(&mut pair, v1::Timeouts { request_ms: 3_000, ..Default::default() }).await;
+        let mut client = h2_client(by_a_gateway(&mut pair).await).await;
+        for _ in 0..3 {
+            let call = Request::post("http://reviews/").header("content-type", kind).header(field, given);
+            fetch(&mut client, call.body(()).unwrap()).await;
+        }
+        let lines = pair.outbound.lines(3).await;
+        // The application itself would take longer than that.
+        assert!(lines.iter().all(|line| line.contains("\"duration\":0.000")), "{lines:?}");
+        assert_eq!(pair.outbound.metric(BREAKER_CHANGES, &IN_MESH), opened, "{field}");
+    }
 }
 
 /// What takes longer than it has would else be the quickest that there is.

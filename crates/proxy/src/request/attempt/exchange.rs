@@ -94,8 +94,7 @@ impl Attempts<'_> {
             true => (failure.cause, Retry::No),
             false => (failure.cause, failure.retry),
         };
-        let has_ended = failure.has_ended || failure.is_cancelled;
-        Failure { is_hasty: true, cause, retry, has_ended, ..failure }
+        Failure { is_hasty: true, cause, retry, has_ended: failure.is_cancelled, ..failure }
     }
 
     fn spent(&self) -> Spent {

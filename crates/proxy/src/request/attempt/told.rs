@@ -39,7 +39,7 @@ impl Attempts<'_> {
         let answer = match outcome {
             Ok(()) if self.is_refused(response, is_grpc) => {
                 cluster.served();
-                return self.let_go_refused(now);
+                return self.let_go_refused(is_grpc, now);
             }
             Ok(()) if comes_late && !more => {
                 cluster.served();
@@ -97,24 +97,30 @@ impl Attempts<'_> {
     /// Whether the proxy beside its endpoint has refused it for the time that a caller gives, or that was left. What a limit of ours
     /// allows in full is the endpoint's to keep: who is too slow for that would else never be judged by those who are refused.
     fn is_refused(&self, response: &ResponseHead, is_grpc: bool) -> bool {
-        is_refused(self.endpoint.as_deref(), response, is_grpc) && !self.has_our_time()
+        is_refused(self.endpoint.as_deref(), response, is_grpc) && !self.has_our_time(is_grpc)
     }
 
-    /// Whether its endpoint was told a limit of ours, of which no more than an eighth was spent before, and no stranger's time.
-    fn has_our_time(&self) -> bool {
+    /// What a proxy beside an endpoint reads of a time that a stranger gives: it knows that of gRPC alone.
+    fn is_read(&self, is_grpc: bool) -> Option<Duration> {
+        self.overheard.filter(|_| is_grpc)
+    }
+
+    /// Whether that was told a limit of ours, of which no more than an eighth was spent before, and no stranger's time.
+    fn has_our_time(&self, is_grpc: bool) -> bool {
         let ours = self.target.timeouts().request.into_iter().chain(self.attempt_timeout()).min();
-        self.overheard.is_none() && ours.zip(self.told).is_some_and(|(ours, told)| told >= ours - ours / 8)
+        self.is_read(is_grpc).is_none()
+            && ours.zip(self.told).is_some_and(|(ours, told)| told >= ours - ours / 8)
     }
 
-    /// So long its endpoint hears that it has.
-    fn hears(&self) -> Option<Duration> {
-        self.overheard.into_iter().chain(self.told).min()
+    /// So long it hears that its endpoint has.
+    fn hears(&self, is_grpc: bool) -> Option<Duration> {
+        self.is_read(is_grpc).into_iter().chain(self.told).min()
     }
 
     /// What cannot be done in time takes longer than that: who refuses at once would else look as quick as it says so.
-    fn let_go_refused(&mut self, now: Tick) {
+    fn let_go_refused(&mut self, is_grpc: bool, now: Tick) {
         if let (Target::Service { cluster, .. }, Some(endpoint), Some(time)) =
-            (self.target, &self.endpoint, self.hears())
+            (self.target, &self.endpoint, self.hears(is_grpc))
         {
             cluster.outlasted(endpoint, time, now);
         }
